@@ -1,0 +1,8 @@
+"""Launches `tfopt inspect`; takes the same flags."""
+
+import sys
+
+from tfopt.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main(["inspect", *sys.argv[1:]]))

@@ -1,0 +1,583 @@
+import itertools
+import math
+import time
+import tracemalloc
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfopt.measure import statistics
+from tfopt.measure.statistics import Interval
+
+Z_95 = 1.6448536269514722  # one-sided 95 %
+
+times_s = st.floats(1e-6, 10, allow_nan=False)
+block_pairs = st.lists(
+    st.tuples(st.lists(times_s, min_size=1, max_size=6), st.lists(times_s, min_size=1, max_size=6)),
+    min_size=3,
+    max_size=8,
+)
+zeros_and_ones = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+# Few distinct scores, so that ties are common.
+scored_examples = st.lists(
+    st.tuples(st.booleans(), st.integers(-3, 3), st.integers(-3, 3)), min_size=4, max_size=40
+).filter(lambda rows: 2 <= sum(row[0] for row in rows) <= len(rows) - 2)
+
+
+def arrays(rows):
+    return [np.array(column) for column in zip(*rows, strict=True)]
+
+
+def assert_ordered(interval):
+    assert interval.low <= interval.estimate <= interval.high
+
+
+class TestPercentile:
+    def test_median_and_percentiles(self):
+        values = np.arange(1000.0)[::-1]
+        assert statistics.percentile(values, 50) == pytest.approx(499.5)
+        assert statistics.percentile(values, 90) == pytest.approx(899.1)
+        assert statistics.percentile(values, 99) == pytest.approx(989.01)
+
+    @pytest.mark.parametrize(("q", "min_count"), [(50, 1), (90, 64), (99, 662)])
+    def test_none_from_too_few_values(self, q, min_count):
+        assert statistics.percentile(np.ones(min_count - 1), q) is None
+        assert statistics.percentile(np.ones(min_count), q) == 1
+
+    @pytest.mark.parametrize(("q", "min_count"), [(90, 64), (99, 662)])
+    def test_counts_are_those_of_the_binomial_rule(self, q, min_count):
+        def chance_of_at_most_one_beyond(n):
+            p = 1 - q / 100
+            return (1 - p) ** n + n * p * (1 - p) ** (n - 1)
+
+        assert chance_of_at_most_one_beyond(min_count) <= 0.01
+        assert chance_of_at_most_one_beyond(min_count - 1) > 0.01
+
+    def test_refuses_other_percentiles(self):
+        with pytest.raises(ValueError, match=r"q=95; expected one of \[50, 90, 99\]"):
+            statistics.percentile(np.ones(10_000), 95)
+
+    @pytest.mark.parametrize("bad", [[1.0, math.nan], [math.inf], [[1.0, 2.0]]])
+    def test_refuses_what_is_no_list_of_numbers(self, bad):
+        with pytest.raises(ValueError, match="expected"):
+            statistics.percentile(bad, 50)
+
+
+class TestMedianRatio:
+    def test_estimate_is_ratio_of_pooled_medians(self):
+        ratio = statistics.median_ratio([[4.0, 9.0], [6.0], [8.0]], [[1.0], [2.0], [3.0, 5.0]])
+        assert ratio.estimate == pytest.approx(7.0 / 2.5)
+
+    def test_bounds_agree_with_every_possible_draw(self):
+        # With 3 blocks there are 27 equally likely draws, and a widened 95 % interval takes in
+        # the smallest and largest of them.
+        generator = np.random.default_rng(5)
+        baseline = [generator.lognormal(size=n) for n in (3, 4, 2)]
+        candidate = [generator.lognormal(size=n) for n in (2, 5, 3)]
+        ratios = [
+            np.median(np.concatenate([baseline[i] for i in draw]))
+            / np.median(np.concatenate([candidate[i] for i in draw]))
+            for draw in itertools.product(range(3), repeat=3)
+        ]
+        interval = statistics.median_ratio(baseline, candidate)
+        assert interval.low == pytest.approx(min(ratios), rel=1e-3)
+        assert interval.high == pytest.approx(max(ratios), rel=1e-3)
+
+    def test_medians_of_draws_agree_with_pooling(self):
+        generator = np.random.default_rng(6)
+        blocks = [generator.integers(1, 9, size=n).astype(float) for n in (1, 4, 7, 2)]
+        draws = generator.multinomial(4, [0.25] * 4, size=50)
+        expected = [
+            np.median(np.concatenate([np.tile(b, k) for b, k in zip(blocks, row, strict=True)]))
+            for row in draws
+        ]
+        np.testing.assert_array_equal(statistics._medians_of_draws(blocks, draws), expected)
+
+    @pytest.mark.parametrize(("drift", "speedup"), [(0.0, 1.0), (0.02, 1.0), (0.02, 1.3)])
+    def test_coverage(self, drift, speedup):
+        generator = np.random.default_rng(7)
+
+        def holds_truth():
+            drifts = generator.lognormal(sigma=drift, size=20)
+            # Both sides lognormal with the same shape, so the ratio of medians is the speed-up.
+            baseline = [d * generator.lognormal(sigma=0.1, size=15) for d in drifts]
+            candidate = [d / speedup * generator.lognormal(sigma=0.1, size=15) for d in drifts]
+            interval = statistics.median_ratio(baseline, candidate, resamples=400)
+            return interval.low <= speedup <= interval.high
+
+        assert 0.90 <= np.mean([holds_truth() for _ in range(200)]) <= 1
+
+    def test_pairing_cancels_what_blocks_share(self):
+        generator = np.random.default_rng(8)
+        drifts = generator.lognormal(sigma=0.3, size=30)
+        baseline = [np.full(10, drift) for drift in drifts]
+        candidate = [np.full(10, drift / 2) for drift in drifts]
+        interval = statistics.median_ratio(baseline, candidate)
+        assert interval.low == pytest.approx(2)
+        assert interval.high == pytest.approx(2)
+        shuffled = [candidate[i] for i in generator.permutation(30)]
+        unpaired = statistics.median_ratio(baseline, shuffled)
+        assert unpaired.high - unpaired.low > 0.1
+
+    def test_fast_for_many_blocks(self):
+        generator = np.random.default_rng(9)
+        baseline, candidate = generator.lognormal(size=(2, 60, 50))
+        start_s = time.perf_counter()
+        statistics.median_ratio(list(baseline), list(candidate))
+        assert time.perf_counter() - start_s < 1
+
+    @settings(deadline=None)
+    @given(block_pairs)
+    def test_swapping_sides_gives_the_reciprocal(self, pairs):
+        baseline, candidate = zip(*pairs, strict=True)
+        there = statistics.median_ratio(baseline, candidate, resamples=100)
+        back = statistics.median_ratio(candidate, baseline, resamples=100)
+        assert_ordered(there)
+        assert there.estimate == pytest.approx(1 / back.estimate)
+        assert there.low == pytest.approx(1 / back.high)
+        assert there.high == pytest.approx(1 / back.low)
+
+    @settings(deadline=None)
+    @given(block_pairs, st.sampled_from([0.25, 3.0, 1000.0]))
+    def test_unit_of_time_does_not_matter(self, pairs, factor):
+        baseline, candidate = (list(map(np.array, side)) for side in zip(*pairs, strict=True))
+        seconds = statistics.median_ratio(baseline, candidate, resamples=100)
+        other = statistics.median_ratio(
+            [factor * block for block in baseline],
+            [factor * block for block in candidate],
+            resamples=100,
+        )
+        assert (other.low, other.estimate, other.high) == pytest.approx(
+            (seconds.low, seconds.estimate, seconds.high)
+        )
+
+    @settings(deadline=None)
+    @given(block_pairs)
+    def test_a_side_against_itself_shows_no_difference(self, pairs):
+        blocks = [block for block, _ in pairs]
+        interval = statistics.median_ratio(blocks, blocks, resamples=50)
+        assert interval == Interval(1, 1, 1)
+        assert statistics.verdict(interval) == "no_difference"
+
+    def test_same_seed_same_interval(self):
+        generator = np.random.default_rng(10)
+        baseline, candidate = generator.lognormal(size=(2, 10, 5))
+        first = statistics.median_ratio(baseline, candidate, seed=1)
+        assert first == statistics.median_ratio(baseline, candidate, seed=1)
+        assert first != statistics.median_ratio(baseline, candidate, seed=2)
+
+    @pytest.mark.parametrize(
+        ("baseline", "candidate", "message"),
+        [
+            ([[1.0]] * 2, [[1.0]] * 2, "Got 2 blocks; expected at least 3"),
+            ([[1.0]] * 3, [[1.0]] * 4, "3 baseline blocks and 4 candidate blocks"),
+            ([[1.0], [], [1.0]], [[1.0]] * 3, r"baseline_blocks\[1\] of shape \(0,\)"),
+            ([[1.0]] * 3, [[1.0], [1.0], [0.0]], r"candidate_blocks\[2\] with a time of 0.0 s"),
+            ([[1.0]] * 3, [[1.0], [math.nan], [1.0]], r"candidate_blocks\[1\] .* NaN"),
+        ],
+    )
+    def test_refuses(self, baseline, candidate, message):
+        with pytest.raises(ValueError, match=message):
+            statistics.median_ratio(baseline, candidate)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1.01, 1.2, "faster"),
+        (0.8, 0.99, "slower"),
+        (0.9, 1.1, "no_difference"),
+        (1.0, 1.2, "no_difference"),
+        (0.9, 1.0, "no_difference"),
+    ],
+)
+def test_verdict(low, high, expected):
+    assert statistics.verdict(Interval((low + high) / 2, low, high)) == expected
+
+
+def correctness(num_both, num_lost, num_gained, num_neither):
+    baseline = [1] * (num_both + num_lost) + [0] * (num_gained + num_neither)
+    candidate = [1] * num_both + [0] * num_lost + [1] * num_gained + [0] * num_neither
+    return np.array(baseline), np.array(candidate)
+
+
+def score_statistic(num_lost, num_gained, num_examples, drop):
+    """Tango's statistic with the constrained likelihood maximised by search, not by formula."""
+    num_tied = num_examples - num_lost - num_gained
+
+    def log_likelihood(gained):
+        tied = 1 - 2 * gained - drop
+        cells = [(num_lost, gained + drop), (num_gained, gained), (num_tied, tied)]
+        return sum(count * math.log(max(share, 1e-300)) for count, share in cells if count)
+
+    low, high = max(0.0, -drop), (1 - drop) / 2
+    for _ in range(200):  # ternary search: the logarithm of the likelihood is concave
+        third = (high - low) / 3
+        if log_likelihood(low + third) < log_likelihood(high - third):
+            low += third
+        else:
+            high -= third
+    variance = num_examples * (2 * low + drop - drop * drop)
+    return (num_lost - num_gained - num_examples * drop) / math.sqrt(variance)
+
+
+class TestPairedProportionBound:
+    def test_published_example(self):
+        # Airway hyper-responsiveness before and after stem cell transplantation (Bentur et al.
+        # 2009), counts (1, 1, 7, 12): Tango's 95 % interval is -0.517 to -0.026 in Fagerland,
+        # Lydersen & Laake 2014, "Recommended tests and confidence intervals for paired binomial
+        # proportions", Statistics in Medicine 33:2850-2875.
+        interval = statistics.paired_proportion_bound(*correctness(1, 1, 7, 12), confidence=0.975)
+        assert interval.estimate == pytest.approx(-6 / 21)
+        assert interval.low == pytest.approx(-0.517, abs=5e-4)
+        assert interval.high == pytest.approx(-0.026, abs=5e-4)
+
+    @pytest.mark.parametrize("num_examples", [1, 20, 1000, 1_000_000])
+    def test_closed_form_without_discordant_pairs(self, num_examples):
+        same = np.ones(num_examples)
+        interval = statistics.paired_proportion_bound(same, same)
+        expected = Z_95**2 / (num_examples + Z_95**2)
+        assert interval.estimate == 0
+        assert interval.high == pytest.approx(expected)
+        assert interval.low == pytest.approx(-expected)
+
+    @pytest.mark.parametrize("num_lost", [1, 3, 30])
+    def test_closed_form_when_nothing_is_gained(self, num_lost):
+        # Nothing gained: for drops up to the bound the constrained estimate of the share gained
+        # is 0, and the bound is Wilson's for num_lost of 100.
+        n = 100
+        p = num_lost / n
+        centre = p + Z_95**2 / (2 * n)
+        spread = Z_95 * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n * n))
+        interval = statistics.paired_proportion_bound(*correctness(50, num_lost, 0, 50 - num_lost))
+        assert interval.high == pytest.approx((centre + spread) / (1 + Z_95**2 / n))
+
+    @pytest.mark.parametrize(
+        ("num_lost", "num_gained", "num_examples"),
+        [(1, 0, 10), (4, 2, 30), (2, 9, 40), (40, 20, 160), (0, 5, 50), (3, 3, 1000), (9, 1, 10)],
+    )
+    def test_bounds_solve_the_score_equation(self, num_lost, num_gained, num_examples):
+        num_tied = num_examples - num_lost - num_gained
+        interval = statistics.paired_proportion_bound(
+            *correctness(0, num_lost, num_gained, num_tied)
+        )
+        at = {
+            bound: score_statistic(num_lost, num_gained, num_examples, bound)
+            for bound in (interval.low, interval.high)
+        }
+        assert at[interval.high] == pytest.approx(-Z_95, abs=1e-4)
+        assert at[interval.low] == pytest.approx(Z_95, abs=1e-4)
+
+    def test_all_lost(self):
+        interval = statistics.paired_proportion_bound(np.ones(10), np.zeros(10))
+        assert (interval.estimate, interval.high) == (1, 1)
+        assert interval.low < 1
+
+    @pytest.mark.parametrize(
+        ("num_examples", "p_lost", "p_gained"),
+        [(100, 0.02, 0.01), (300, 0.05, 0.05), (1000, 0.01, 0.0)],
+    )
+    def test_coverage_of_the_upper_bound(self, num_examples, p_lost, p_gained):
+        generator = np.random.default_rng(11)
+        counts = generator.multinomial(
+            num_examples, [p_lost, p_gained, 1 - p_lost - p_gained], size=1000
+        )
+        covered = [
+            statistics.paired_proportion_bound(*correctness(0, lost, gained, tied)).high
+            >= p_lost - p_gained
+            for lost, gained, tied in counts
+        ]
+        assert 0.92 <= np.mean(covered) <= 1
+
+    @settings(deadline=None)
+    @given(zeros_and_ones)
+    def test_properties(self, rows):
+        baseline, candidate = arrays(rows)
+        interval = statistics.paired_proportion_bound(baseline, candidate)
+        assert_ordered(interval)
+        assert -1 <= interval.low < interval.high <= 1
+        assert interval.estimate == pytest.approx(baseline.mean() - candidate.mean(), abs=1e-12)
+        swapped = statistics.paired_proportion_bound(candidate, baseline)
+        assert (swapped.low, swapped.high) == (-interval.high, -interval.low)
+        reordered = statistics.paired_proportion_bound(baseline[::-1], candidate[::-1])
+        assert reordered == interval
+        surer = statistics.paired_proportion_bound(baseline, candidate, confidence=0.99)
+        assert surer.low <= interval.low and interval.high <= surer.high
+
+    @pytest.mark.parametrize(
+        ("baseline", "candidate", "message"),
+        [
+            ([0, 1], [1], "2 baseline_correct and 1 candidate_correct"),
+            ([0, 2], [1, 1], "baseline_correct .* only zeros and ones"),
+            ([0.0, math.nan], [1, 1], "only zeros and ones"),
+            ([], [], "at least one value"),
+        ],
+    )
+    def test_refuses(self, baseline, candidate, message):
+        with pytest.raises(ValueError, match=message):
+            statistics.paired_proportion_bound(baseline, candidate)
+
+    @pytest.mark.parametrize("confidence", [95, 1.0, 0.5, 0.05, math.nan])
+    def test_refuses_confidence(self, confidence):
+        with pytest.raises(ValueError, match=r"Write 95 % as 0\.95"):
+            statistics.paired_proportion_bound([1], [1], confidence)
+
+
+class TestPairedMeanBound:
+    def test_agrees_with_normal_theory(self):
+        differences = np.random.default_rng(12).normal(0.3, 2, size=5000)
+        interval = statistics.paired_mean_bound(differences, resamples=4000)
+        margin = Z_95 * differences.std(ddof=1) / math.sqrt(5000)
+        assert interval.estimate == pytest.approx(differences.mean())
+        assert interval.high - interval.estimate == pytest.approx(margin, rel=0.1)
+        assert interval.estimate - interval.low == pytest.approx(margin, rel=0.1)
+
+    @pytest.mark.parametrize("num_examples", [10, 50])
+    def test_coverage(self, num_examples):
+        generator = np.random.default_rng(13)
+        covered = [
+            statistics.paired_mean_bound(generator.normal(size=num_examples), resamples=500).high
+            >= 0
+            for _ in range(600)
+        ]
+        assert 0.92 <= np.mean(covered) <= 0.98
+
+    def test_memory_for_many_examples(self):
+        differences = np.random.default_rng(14).normal(size=100_000)
+        tracemalloc.start()
+        try:
+            statistics.paired_mean_bound(differences, resamples=100)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 100e6
+
+    @settings(deadline=None)
+    @given(
+        st.lists(st.floats(-5, 5), min_size=2, max_size=30),
+        st.floats(-3, 3),
+        st.sampled_from([0.5, 7.0]),
+    )
+    def test_properties(self, differences, shift, factor):
+        differences = np.array(differences)
+        interval = statistics.paired_mean_bound(differences, resamples=100)
+        assert_ordered(interval)
+        assert differences.min() - 1e-9 <= interval.low
+        assert interval.high <= differences.max() + 1e-9
+        moved = statistics.paired_mean_bound(factor * differences + shift, resamples=100)
+        assert (moved.low, moved.high) == pytest.approx(
+            (factor * interval.low + shift, factor * interval.high + shift), abs=1e-9
+        )
+        turned = statistics.paired_mean_bound(-differences, resamples=100)
+        assert (turned.low, turned.high) == pytest.approx((-interval.high, -interval.low), abs=1e-9)
+
+    @pytest.mark.parametrize("bad", [[1.0], [], [0.0, math.nan]])
+    def test_refuses(self, bad):
+        with pytest.raises(ValueError, match="Got differences"):
+            statistics.paired_mean_bound(bad)
+
+
+def auc_by_pairs(labels, scores):
+    pairs = [
+        1.0 if positive > negative else 0.5 if positive == negative else 0.0
+        for positive in scores[labels]
+        for negative in scores[~labels]
+    ]
+    return sum(pairs) / len(pairs)
+
+
+class TestAuc:
+    def test_known_values(self):
+        labels = [0, 0, 1, 1]
+        assert statistics.auc(labels, [0.1, 0.4, 0.35, 0.8]) == pytest.approx(0.75)
+        assert statistics.auc(labels, [1, 2, 3, 4]) == 1
+        assert statistics.auc(labels, [4, 3, 2, 1]) == 0
+        assert statistics.auc(labels, [5, 5, 5, 5]) == 0.5
+
+    @settings(deadline=None)
+    @given(scored_examples)
+    def test_agrees_with_all_pairs(self, rows):
+        labels, scores, other_scores = arrays(rows)
+        assert statistics.auc(labels, scores) == pytest.approx(auc_by_pairs(labels, scores))
+        assert statistics.auc(~labels, scores) == pytest.approx(1 - statistics.auc(labels, scores))
+        interval = statistics.paired_auc_bound(labels, scores, other_scores)
+        assert_ordered(interval)
+        drop = auc_by_pairs(labels, scores) - auc_by_pairs(labels, other_scores)
+        assert interval.estimate == pytest.approx(drop, abs=1e-12)
+
+    @settings(deadline=None)
+    @given(scored_examples)
+    def test_properties_of_the_bound(self, rows):
+        labels, scores, other_scores = arrays(rows)
+        interval = statistics.paired_auc_bound(labels, scores, other_scores)
+        swapped = statistics.paired_auc_bound(labels, other_scores, scores)
+        assert (swapped.low, swapped.high) == pytest.approx((-interval.high, -interval.low))
+        stretched = statistics.paired_auc_bound(labels, np.exp(scores), other_scores * 3.0 + 1)
+        assert (stretched.low, stretched.high) == pytest.approx((interval.low, interval.high))
+        assert statistics.paired_auc_bound(labels, scores, scores * 2.0) == Interval(0, 0, 0)
+
+    def test_variance_by_the_definition_of_delong(self):
+        generator = np.random.default_rng(15)
+        labels = generator.random(60) < 0.4
+        both = [np.round(labels + generator.normal(size=60), 1) for _ in range(2)]
+
+        def comparisons(scores):
+            return np.array(
+                [
+                    [1.0 if p > n else 0.5 if p == n else 0.0 for n in scores[~labels]]
+                    for p in scores[labels]
+                ]
+            )
+
+        matrices = [comparisons(scores) for scores in both]
+        by_positive = np.cov([matrix.mean(axis=1) for matrix in matrices])
+        by_negative = np.cov([matrix.mean(axis=0) for matrix in matrices])
+        covariance = by_positive / labels.sum() + by_negative / (~labels).sum()
+        contrast = np.array([1, -1])
+        margin = Z_95 * math.sqrt(contrast @ covariance @ contrast)
+        interval = statistics.paired_auc_bound(labels, *both)
+        assert interval.high - interval.estimate == pytest.approx(margin)
+        assert interval.estimate - interval.low == pytest.approx(margin)
+
+    def test_coverage(self):
+        generator = np.random.default_rng(16)
+        labels = np.arange(200) % 4 == 0
+        # Score = label + noise of standard deviation s: AUC = Φ(1 / (s·sqrt(2))).
+        noises = (0.8, 1.0)
+        true_aucs = [NormalDist().cdf(1 / (noise * math.sqrt(2))) for noise in noises]
+
+        def covered():
+            shared = generator.normal(size=200)
+            own = generator.normal(size=(2, 200))
+            scores = [
+                labels + noise * (0.8 * shared + 0.6 * mine)
+                for noise, mine in zip(noises, own, strict=True)
+            ]
+            interval = statistics.paired_auc_bound(labels, *scores)
+            return interval.high >= true_aucs[0] - true_aucs[1]
+
+        assert 0.92 <= np.mean([covered() for _ in range(1000)]) <= 0.98
+
+    @pytest.mark.parametrize("labels", [[1, 1, 1], [0, 0, 0]])
+    def test_refuses_a_missing_class(self, labels):
+        with pytest.raises(ValueError, match="expected at least 1 of each"):
+            statistics.auc(labels, [0.1, 0.2, 0.3])
+        with pytest.raises(ValueError, match="expected at least 2 of each"):
+            statistics.paired_auc_bound(labels, [0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+
+    def test_refuses_a_single_positive_for_the_bound(self):
+        with pytest.raises(ValueError, match="1 ones and 2 zeros; expected at least 2 of each"):
+            statistics.paired_auc_bound([0, 0, 1], [0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
+
+    def test_refuses_other_sizes_and_labels(self):
+        with pytest.raises(ValueError, match="2 labels and 3 scores"):
+            statistics.auc([0, 1], [0.1, 0.2, 0.3])
+        with pytest.raises(ValueError, match="only zeros and ones"):
+            statistics.auc([1, 2], [0.1, 0.2])
+
+
+class TestBootstrapBound:
+    def test_mean_agrees_with_normal_theory(self):
+        differences = np.random.default_rng(17).normal(0.1, 1, size=2000)
+        interval = statistics.bootstrap_bound(
+            lambda indices: differences[indices].mean(), 2000, resamples=2000
+        )
+        margin = Z_95 / math.sqrt(2000)
+        assert interval.estimate == pytest.approx(differences.mean())
+        assert interval.high - interval.estimate == pytest.approx(margin, rel=0.1)
+
+    def test_statistic_sees_indices_with_replacement(self):
+        seen = []
+
+        def statistic(indices):
+            seen.append(indices)
+            return 0.0
+
+        assert statistics.bootstrap_bound(statistic, 50, resamples=10) == Interval(0, 0, 0)
+        np.testing.assert_array_equal(seen[0], np.arange(50))
+        assert len(seen) == 11
+        for indices in seen[1:]:
+            assert indices.shape == (50,)
+            assert 0 <= indices.min() <= indices.max() < 50
+            assert len(set(indices)) < 50
+
+    def test_coverage_for_a_ratio(self):
+        generator = np.random.default_rng(18)
+
+        def covered():
+            lost, total = generator.normal(1, 1, size=100), generator.normal(4, 1, size=100)
+            interval = statistics.bootstrap_bound(
+                lambda indices: lost[indices].sum() / total[indices].sum(), 100
+            )
+            return interval.high >= 0.25
+
+        assert 0.90 <= np.mean([covered() for _ in range(200)]) <= 0.99
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.floats(-5, 5), min_size=2, max_size=20), st.integers(0, 5))
+    def test_properties(self, values, seed):
+        values = np.array(values)
+        first, again = (
+            statistics.bootstrap_bound(
+                lambda indices: np.median(values[indices]), len(values), resamples=30, seed=seed
+            )
+            for _ in range(2)
+        )
+        assert first == again
+        assert_ordered(first)
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match="num_examples=1; expected at least 2"):
+            statistics.bootstrap_bound(lambda indices: 0.0, 1)
+        with pytest.raises(ValueError, match="resamples=0"):
+            statistics.bootstrap_bound(lambda indices: 0.0, 10, resamples=0)
+        with pytest.raises(ValueError, match="not finite on 6 of 6 samples"):
+            statistics.bootstrap_bound(lambda indices: math.nan, 10, resamples=5)
+
+
+class TestNumExamplesNeeded:
+    def test_four_times_as_many_halve_the_distance(self):
+        drop = Interval(estimate=0.0, low=-0.02, high=0.02)
+        assert statistics.num_examples_needed(drop, 500, max_drop=0.01) == 2000
+
+    def test_inside_already(self):
+        assert statistics.num_examples_needed(Interval(0, -0.01, 0.01), 500, 0.01) == 500
+
+    @pytest.mark.parametrize("estimate", [0.01, 0.02])
+    def test_none_when_the_estimate_is_not_below(self, estimate):
+        drop = Interval(estimate, estimate - 0.005, estimate + 0.005)
+        assert statistics.num_examples_needed(drop, 500, max_drop=0.01) is None
+
+    def test_none_when_it_would_take_endlessly_many(self):
+        drop = Interval(0, -1, 1)
+        assert statistics.num_examples_needed(drop, 500, max_drop=1e-300) is None
+
+    def test_enough_for_tango(self):
+        # 1 % of the examples lost, 0.5 % gained: what it foretells for 1000 examples is enough.
+        drop = statistics.paired_proportion_bound(*correctness(900, 10, 5, 85))
+        needed = statistics.num_examples_needed(drop, 1000, max_drop=0.008)
+        factor = math.ceil(needed / 1000)
+        counts = [factor * count for count in (900, 10, 5, 85)]
+        assert factor > 1
+        assert statistics.paired_proportion_bound(*correctness(*counts)).high <= 0.008
+
+    @settings(deadline=None)
+    @given(
+        st.floats(-0.1, 0.1), st.floats(0, 0.2), st.floats(-0.05, 0.2), st.integers(1, 1_000_000)
+    )
+    def test_properties(self, estimate, margin, max_drop, num_examples):
+        drop = Interval(estimate, estimate - margin, estimate + margin)
+        needed = statistics.num_examples_needed(drop, num_examples, max_drop)
+        if needed is None:
+            assert estimate >= max_drop or max_drop - estimate < 1e-100
+        else:
+            assert needed >= num_examples
+            shrunk = margin * math.sqrt(num_examples / needed)
+            assert estimate + shrunk <= max_drop + 1e-9
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match="num_examples=0"):
+            statistics.num_examples_needed(Interval(0, -1, 1), 0, 0.5)

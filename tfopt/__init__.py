@@ -1,0 +1,78 @@
+"""tfopt: the fastest version of a TensorFlow or Keras model inside an accuracy budget.
+
+    result = tfopt.optimize("saved_model", "data.npz", tfopt.Budget(max_accuracy_drop=0.01))
+    session = result.load()
+    outputs = session.run({"image": images})
+
+Importing this package imports neither TensorFlow nor pandas nor NumPy; each name below loads what
+it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Artifact": "tfopt.artifact",
+    "Budget": "tfopt.search.budget",
+    "Comparison": "tfopt.compare.comparison",
+    "ConversionError": "tfopt.errors",
+    "InputError": "tfopt.errors",
+    "OptimizeCallback": "tfopt.callback",
+    "Result": "tfopt.search.optimize",
+    "ResultError": "tfopt.errors",
+    "Session": "tfopt.runtimes.base",
+    "Variant": "tfopt.variant",
+    "benchmark": "tfopt.api",
+    "convert": "tfopt.api",
+    "inspect": "tfopt.inspection",
+    "load": "tfopt.api",
+    "optimize": "tfopt.search.optimize",
+    "runtimes": "tfopt.runtimes",
+}
+
+__all__ = [
+    "Artifact",
+    "Budget",
+    "Comparison",
+    "ConversionError",
+    "InputError",
+    "OptimizeCallback",
+    "Result",
+    "ResultError",
+    "Session",
+    "Variant",
+    "benchmark",
+    "convert",
+    "inspect",
+    "load",
+    "optimize",
+    "runtimes",
+]
+
+if TYPE_CHECKING:
+    from tfopt import runtimes
+    from tfopt.api import benchmark, convert, load
+    from tfopt.artifact import Artifact
+    from tfopt.callback import OptimizeCallback
+    from tfopt.compare.comparison import Comparison
+    from tfopt.errors import ConversionError, InputError, ResultError
+    from tfopt.inspection import inspect
+    from tfopt.runtimes.base import Session
+    from tfopt.search.budget import Budget
+    from tfopt.search.optimize import Result, optimize
+    from tfopt.variant import Variant
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tfopt' has no attribute {name!r}")
+    module = importlib.import_module(_HOMES[name])
+    return module if _HOMES[name] == f"tfopt.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

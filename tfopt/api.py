@@ -1,0 +1,241 @@
+"""Converting, loading and timing single artifacts; `tfopt.optimize` does all of it for many."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfopt import dataset as datasets
+from tfopt import runtimes
+from tfopt import source as sources
+from tfopt.artifact import Artifact
+from tfopt.compare.comparison import Comparison
+from tfopt.errors import ConversionError, InputError, ResultError
+from tfopt.graph import SIGNATURE_KEY
+from tfopt.isolation import Limits, Worker
+from tfopt.measure import environment, latency, statistics
+from tfopt.runtimes.base import Session
+from tfopt.search import steps
+from tfopt.variant import Variant
+
+
+def load(folder: str | Path, num_threads: int | None = None) -> Session:
+    """Opens an artifact, such as `OUTPUT_DIR/best`.
+
+    Args:
+      folder: that `tfopt.optimize` or `tfopt.convert` wrote.
+      num_threads: threads inside the runtime; by default as many as it was measured with.
+
+    Returns:
+      A session; `session.run({name: array})` returns `{name: array}`.
+
+    Raises:
+      InputError: when the folder holds no artifact, or its runtime is not installed.
+
+    Warns:
+      UserWarning: when CPU or versions are not those that it was measured on.
+    """
+    artifact = Artifact.open(folder)
+    measured = artifact.measured_on
+    if measured is not None:
+        now = {
+            "CPU": environment.cpu_model(),
+            **runtimes.get(artifact.variant.runtime).versions(),
+        }
+        before = {"CPU": measured["cpu"], **measured["versions"]}
+        changed = [
+            f"{name} {before[name]} then, {now.get(name, 'none')} now"
+            for name in before
+            if before[name] != now.get(name)
+        ]
+        if changed:
+            warnings.warn(
+                f"{artifact.variant} was chosen elsewhere: {'; '.join(changed)}. Its speed and "
+                "outputs may differ; run tfopt.optimize here.",
+                stacklevel=2,
+            )
+        if num_threads is None and artifact.variant.runtime != "tensorflow":
+            num_threads = measured["num_threads"]
+    return runtimes.load(artifact, num_threads)
+
+
+def convert(
+    model: Any,
+    variant: str | Variant,
+    output_dir: str | Path,
+    data: Any = None,
+    *,
+    batch_size: int = 1,
+    seed: int = 0,
+    signature: str = SIGNATURE_KEY,
+    custom_objects: str | None = None,
+    import_modules: Sequence[str] = (),
+    num_calibration: int = datasets.NUM_CALIBRATION,
+    limits: Limits | None = None,
+) -> Artifact:
+    """Converts a model to one variant, in a child process.
+
+    Args:
+      model: as `tfopt.optimize` takes it.
+      variant: for example `int8@litert`.
+      output_dir: the artifact's folder; must not be there yet.
+      data: examples to calibrate with, where the precision needs them.
+      batch_size: for runtimes that need a fixed one.
+      seed: of the choice of calibration examples.
+      signature: of a SavedModel.
+      custom_objects: module with the Keras layers and functions that the file needs.
+      import_modules: modules that register TensorFlow custom ops.
+      num_calibration: examples to calibrate with.
+      limits: on time and memory.
+
+    Raises:
+      InputError: for a wrong model, variant, data or folder.
+      ResultError: when the model cannot be converted; says why.
+    """
+    output_dir = Path(output_dir).absolute()
+    if output_dir.exists():
+        raise InputError(f"{output_dir} exists already; nothing was overwritten, name another.")
+    if isinstance(variant, str):
+        expanded = runtimes.expand([variant])
+        if len(expanded) != 1:
+            raise InputError(f"{variant} stands for {len(expanded)} variants; name one.")
+        variant = expanded[0]
+    runtime = runtimes.get(variant.runtime)
+    variant = runtime.canonical(variant)
+    if reason := runtime.missing():
+        raise InputError(f"{variant} cannot be made here: {reason}")
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+    except OSError as error:
+        raise InputError(f"{output_dir} cannot be written ({error.strerror}).") from error
+    try:
+        with Worker(work / "convert.log", limits, import_modules) as worker:
+            common: dict[str, Any] = {
+                "signature": signature,
+                "custom_objects": custom_objects,
+                "import_modules": tuple(import_modules),
+            }
+            if isinstance(model, (str, Path)):
+                path = sources.check_path(model)
+            else:
+                path = work / "live"
+                sources.export(model, path)
+                common["sha256"] = sources.hash_live(model)
+            source = worker.call("tfopt.source:prepare", path, work / "source", **common)
+            dataset = None
+            if data is not None:
+                dataset = datasets.write(
+                    data, source.signature, work / "data",
+                    seed=seed, num_calibration=num_calibration,
+                )  # fmt: skip
+            folders: dict[Variant, Path] = {}
+            for step in (*steps.parents_of(variant), variant):
+                parent = runtimes.get(step.runtime).parent(step)
+                folders[step] = work / "artifacts" / step.slug
+                worker.call(
+                    "tfopt.search.steps:convert",
+                    source,
+                    step,
+                    folders[step],
+                    None if parent is None else folders[parent],
+                    dataset,
+                    batch_size,
+                )
+        folders[variant].rename(output_dir)
+        return Artifact.open(output_dir)
+    except ConversionError as error:
+        raise ResultError(f"{variant} could not be made: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def benchmark(
+    artifacts: Sequence[str | Path],
+    data: Any,
+    *,
+    batch_size: int = 1,
+    num_threads: int | None = None,
+    seed: int = 0,
+    import_modules: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> Comparison:
+    """Times artifacts side by side in one interleaved run; the first is the baseline.
+
+    Args:
+      artifacts: folders that `tfopt.convert` or `tfopt.optimize` wrote.
+      data: gives the inputs; see `tfopt.dataset.write`.
+      batch_size: examples in each inference.
+      num_threads: of every runtime; None is every core that this process may use.
+      seed: of the order.
+      import_modules: modules that register TensorFlow custom ops.
+      limits: on time and memory.
+
+    Raises:
+      InputError: when a folder holds no artifact or the data does not fit.
+      ResultError: when an artifact does not run.
+    """
+    if not artifacts:
+        raise InputError("No artifacts to time; give at least one folder.")
+    opened = [Artifact.open(folder) for folder in artifacts]
+    names = [str(artifact.folder) for artifact in opened]
+    if len(set(names)) != len(names):
+        raise InputError("An artifact stands twice in the list; name each once.")
+    inputs = {tuple((s.name, s.dtype) for s in artifact.signature.inputs) for artifact in opened}
+    if len(inputs) > 1:
+        raise InputError(
+            "The artifacts take different inputs, so that one data set cannot feed all."
+        )
+    num_threads = num_threads or environment.num_cores()
+    with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
+        dataset = datasets.write(data, opened[0].signature, Path(name, "data"), seed=seed)
+        with Worker(Path(name, "measure.log"), limits, import_modules) as worker:
+            try:
+                timings = worker.call(
+                    "tfopt.search.steps:time_together",
+                    {str(artifact.folder): artifact.folder.absolute() for artifact in opened},
+                    dataset,
+                    batch_size=batch_size,
+                    num_threads=num_threads,
+                    seed=seed,
+                )
+            except ConversionError as error:
+                raise ResultError(f"The artifacts could not be timed: {error}") from error
+        description = dataset.describe()
+    rows = []
+    for artifact, timing in zip(opened, timings.values(), strict=True):
+        ratio = latency.speedup(timings[names[0]], timing, seed)
+        summary = timing.summary()
+        rows.append(
+            {
+                "model": artifact.source_sha256[:12],
+                "variant": str(artifact.variant),
+                "parent": str(artifact.parent or "source"),
+                "batch_size": batch_size,
+                "num_threads": num_threads,
+                "status": "ok",
+                "chosen": False,
+                **summary,
+                "speedup": ratio.estimate,
+                "speedup_low": ratio.low,
+                "speedup_high": ratio.high,
+                "verdict": statistics.verdict(ratio),
+                "throughput_per_s": batch_size / (summary["median_ms"] or 1) * 1e3,
+                "size_bytes": artifact.size_bytes,
+                "compressed_bytes": artifact.compressed_bytes,
+                "reason": str(artifact.folder),
+            }
+        )
+    details = {
+        "model": "benchmark",
+        "baseline": str(opened[0].variant),
+        "data": description,
+        "environment": environment.describe(),
+        "timings": {name: timing.to_json() for name, timing in timings.items()},
+        "summary": f"Speed-ups are against {opened[0].variant}, interleaved in one run.",
+    }
+    return Comparison(tuple(rows), details)

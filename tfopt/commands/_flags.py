@@ -1,0 +1,100 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from tfopt.errors import InputError
+
+
+def define_files(values: flags.FlagValues) -> None:
+    """A hidden place for arguments without a flag."""
+    flags.DEFINE_list("files", [], "Arguments without a flag.", flag_values=values)
+
+
+def define_model(values: flags.FlagValues) -> None:
+    """The model that comes in."""
+    define_files(values)
+    flags.DEFINE_string(
+        "model", None, "SavedModel folder, .keras, .h5, .tflite or .onnx.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "signature", "serving_default", "Signature of the SavedModel.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "custom_objects",
+        None,
+        "package.module with the Keras layers and functions that the file needs.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "import_module", [], "Modules that register TensorFlow custom ops.", flag_values=values
+    )
+
+
+def define_data(values: flags.FlagValues) -> None:
+    """The examples."""
+    flags.DEFINE_string(
+        "data",
+        None,
+        "FILE.npz with arrays named as the model's inputs (or x) and labels y, each optionally as "
+        "…_train and …_test; or package.module:function that returns a data set.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_calibration", 256, "Examples to calibrate quantizers with.", flag_values=values
+    )
+
+
+def define_measurement(values: flags.FlagValues) -> None:
+    """How to time."""
+    flags.DEFINE_integer("batch_size", 1, "Examples in each timed run.", flag_values=values)
+    flags.DEFINE_integer(
+        "num_threads", None, "Threads of every runtime; default: all cores.", flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "Of the split and of the order of runs.", flag_values=values)
+
+
+def define_limits(values: flags.FlagValues) -> None:
+    """What one conversion or measurement may use."""
+    flags.DEFINE_float(
+        "step_timeout_s",
+        1800.0,
+        "Seconds after which a conversion or measurement is stopped and counts as failed.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "memory_limit_bytes",
+        None,
+        "Memory that a conversion or measurement may hold; default: 80 % of the machine's.",
+        flag_values=values,
+    )
+
+
+def require(values: flags.FlagValues, *names: str) -> None:
+    """Checks that flags were given.
+
+    Raises:
+      InputError: names the ones that are missing.
+    """
+    missing = [f"--{name}" for name in names if values[name].value in (None, [])]
+    if missing:
+        raise InputError(f"Missing {', '.join(missing)}; tfopt COMMAND --help says what it takes.")
+
+
+def source_options(values: flags.FlagValues) -> dict[str, Any]:
+    """Keyword arguments of library functions that load a model."""
+    return {
+        "signature": values.signature,
+        "custom_objects": values.custom_objects,
+        "import_modules": tuple(values.import_module),
+    }
+
+
+def limits(values: flags.FlagValues) -> Any:
+    """The limits that `define_limits` declares."""
+    from tfopt.isolation import Limits
+
+    return Limits(values.step_timeout_s, values.memory_limit_bytes)

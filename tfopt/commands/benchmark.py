@@ -1,0 +1,44 @@
+"""Time artifacts side by side in one interleaved run; the first is the baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from tfopt.commands import _flags
+from tfopt.errors import InputError
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Declares the flags."""
+    _flags.define_files(values)
+    _flags.define_measurement(values)
+    _flags.define_limits(values)
+    flags.DEFINE_list("artifacts", [], "Folders of artifacts.", flag_values=values)
+    flags.DEFINE_string("data", None, "As tfopt optimize takes it.", flag_values=values)
+    flags.DEFINE_string("output", None, "New .json file for the results.", flag_values=values)
+    flags.DEFINE_list("import_module", [], "Modules with custom ops.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> int:
+    """Runs the command."""
+    _flags.require(values, "artifacts", "data", "output")
+    output = Path(values.output)
+    if output.exists():
+        raise InputError(f"{output} exists already; nothing was overwritten, name another.")
+    from tfopt.api import benchmark
+
+    comparison = benchmark(
+        values.artifacts,
+        values.data,
+        batch_size=values.batch_size,
+        num_threads=values.num_threads,
+        seed=values.seed,
+        import_modules=tuple(values.import_module),
+        limits=_flags.limits(values),
+    )
+    comparison.save_json(output)
+    print(comparison.to_text())
+    print(f"\n{comparison.summary} The results are in {output}.")
+    return 0

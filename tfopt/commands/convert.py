@@ -1,0 +1,45 @@
+"""Convert a model to one variant.
+
+For example: tfopt convert --model=saved_model --variant=int8@litert --data=data.npz
+--output_dir=int8
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from tfopt.commands import _flags
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Declares the flags."""
+    _flags.define_model(values)
+    _flags.define_data(values)
+    _flags.define_limits(values)
+    flags.DEFINE_string("variant", None, "For example int8@litert.", flag_values=values)
+    flags.DEFINE_string("output_dir", None, "New folder for the artifact.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 1, "For runtimes that need a fixed one.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Of the choice of examples.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> int:
+    """Runs the command."""
+    _flags.require(values, "model", "variant", "output_dir")
+    from tfopt.api import convert
+    from tfopt.compare.comparison import size
+
+    artifact = convert(
+        values.model,
+        values.variant,
+        values.output_dir,
+        values.data,
+        batch_size=values.batch_size,
+        seed=values.seed,
+        num_calibration=values.num_calibration,
+        limits=_flags.limits(values),
+        **_flags.source_options(values),
+    )
+    print(f"{artifact.variant} in {artifact.folder}, {size(artifact.size_bytes)}.")
+    for note in artifact.notes:
+        print(note)
+    return 0

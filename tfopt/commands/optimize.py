@@ -1,0 +1,89 @@
+"""Find the fastest version of a model that stays inside a budget on this machine.
+
+Writes best/ (the artifact to ship), results.csv, results.json and report.html to --output_dir.
+Exit status 0 when a version is chosen (the unchanged model counts), 1 when nothing meets the
+limits, 2 for wrong flags or input, 130 when interrupted; go on with --resume.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from tfopt.commands import _flags
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Declares the flags."""
+    _flags.define_model(values)
+    _flags.define_data(values)
+    _flags.define_measurement(values)
+    _flags.define_limits(values)
+    flags.DEFINE_string("output_dir", None, "New or empty folder.", flag_values=values)
+    flags.DEFINE_float(
+        "max_accuracy_drop", 0.01, "Absolute points of the metric.", flag_values=values
+    )
+    flags.DEFINE_float("max_latency_ms", None, "Limit on the median.", flag_values=values)
+    flags.DEFINE_integer("max_size_bytes", None, "Limit on the files.", flag_values=values)
+    flags.DEFINE_integer(
+        "max_memory_bytes", None, "Limit on the memory of a process that runs it.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "variants",
+        None,
+        "Comma-separated variants and patterns: int8@litert, *@openvino, "
+        "int8(calibration=entropy)@onnxruntime. Default: all that suit this machine.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "metric",
+        None,
+        "top1, top5, auc, mse, mae or package.module:function; default: by the labels.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output_name", None, "Output that the metric looks at, if several.", flag_values=values
+    )
+    flags.DEFINE_bool("resume", False, "Go on with --output_dir.", flag_values=values)
+    flags.DEFINE_bool(
+        "overwrite", False, "Delete what an earlier search left there.", flag_values=values
+    )
+    flags.DEFINE_bool("quiet", False, "Print no progress.", flag_values=values)
+
+
+def run(values: flags.FlagValues) -> int:
+    """Runs the command."""
+    _flags.require(values, "model", "data", "output_dir")
+    from tfopt import variant
+    from tfopt.search.budget import Budget
+    from tfopt.search.optimize import optimize
+
+    result = optimize(
+        values.model,
+        values.data,
+        Budget(
+            values.max_accuracy_drop,
+            values.max_latency_ms,
+            values.max_size_bytes,
+            values.max_memory_bytes,
+        ),
+        values.output_dir,
+        resume=values.resume,
+        overwrite=values.overwrite,
+        quiet=values.quiet,
+        variants=None if values.variants is None else variant.split(values.variants),
+        metric=values.metric,
+        output_name=values.output_name,
+        batch_size=values.batch_size,
+        num_threads=values.num_threads,
+        seed=values.seed,
+        num_calibration=values.num_calibration,
+        limits=_flags.limits(values),
+        **_flags.source_options(values),
+    )
+    print(result.comparison.to_text())
+    print(f"\n{result.summary}")
+    if result.best is None:
+        return 1
+    print(f"Ship {result.best.folder}; the report is {result.output_dir / 'report.html'}.")
+    return 0

@@ -1,0 +1,31 @@
+"""Say which runtimes can be used here, with their precisions, and why others cannot."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from tfopt.commands import _flags
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Declares the flags."""
+    _flags.define_files(values)
+
+
+def run(values: flags.FlagValues) -> int:
+    """Runs the command."""
+    from tfopt import runtimes
+
+    del values
+    for runtime in runtimes.all_runtimes():
+        reason = runtime.missing()
+        versions = ", ".join(f"{name} {version}" for name, version in runtime.versions().items())
+        print(f"{runtime.name}: {f'not available, {reason}' if reason else versions}")
+        for precision in runtime.precisions.values():
+            options = "; ".join(
+                f"{name}={'|'.join(map(str, values))}" for name, values in precision.options.items()
+            )
+            unsuited = precision.unsuited() if precision.unsuited else None
+            notes = [text for text in (options, unsuited and f"left out here: {unsuited}") if text]
+            print(f"  {precision.name}{': ' if notes else ''}{' — '.join(notes)}")
+    return 0

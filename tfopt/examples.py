@@ -1,0 +1,245 @@
+"""Examples on disk: written once while they stream in, read in batches by every process.
+
+Memory stays the same however many there are, every variant sees the same examples in the same
+order, and arrays keep the dtype they came with (images stay uint8 until they are fed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt.signature import Signature
+
+Arrays = dict[str, np.ndarray]
+
+INDEX = "index.json"
+LABELS = "labels"
+
+
+class ExampleWriter:
+    """Appends examples to a folder; a context manager.
+
+    Args:
+      folder: where to; made if it is not there.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._columns: dict[str, _ColumnWriter] = {}
+        self.num_examples = 0
+
+    def append(self, columns: Arrays) -> None:
+        """Adds examples: arrays with one first dimension; every call has the same columns."""
+        for name, array in columns.items():
+            if name not in self._columns:
+                file = self._folder / f"{len(self._columns)}.bin"
+                self._columns[name] = _ColumnWriter(file, array.dtype)
+            self._columns[name].append(array)
+        self.num_examples += len(next(iter(columns.values())))
+
+    def hexdigest(self) -> str:
+        """SHA-256 of everything written so far, however it was cut into calls."""
+        digest = hashlib.sha256()
+        for name, column in sorted(self._columns.items()):
+            digest.update(f"{name} {column.dtype} ".encode() + column.digest.digest())
+        return digest.hexdigest()
+
+    def __enter__(self) -> ExampleWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        index = {
+            "num_examples": self.num_examples,
+            "columns": {name: column.close() for name, column in self._columns.items()},
+        }
+        (self._folder / INDEX).write_text(json.dumps(index))
+
+
+class _ColumnWriter:
+    def __init__(self, file: Path, dtype: np.dtype):
+        self.is_string = dtype.kind in "OSU"
+        self.dtype = "string" if self.is_string else dtype.str
+        self.digest = hashlib.sha256()
+        self._file = file
+        self._stream = file.open("wb")
+        self._shapes: list[tuple[int, ...]] = []
+        self._lengths: list[int] = []
+        self._is_ragged = False
+
+    def append(self, array: np.ndarray) -> None:
+        if self.is_string:
+            # Strings have no fixed size: each example is a JSON list, with its length kept.
+            rows = [_encode_strings(example) for example in array]
+            self._lengths += [len(row) for row in rows]
+            content = b"".join(rows)
+        else:
+            content = np.ascontiguousarray(array).tobytes()
+        self.digest.update(content)
+        self._stream.write(content)
+        shape = array.shape[1:]
+        if not self._is_ragged and self._shapes and shape != self._shapes[0]:
+            self._is_ragged = True
+            self._shapes *= self._count
+        if self._is_ragged:
+            self._shapes += [shape] * len(array)
+        elif not self._shapes:
+            self._shapes = [shape]
+        self._count = getattr(self, "_count", 0) + len(array)
+
+    def close(self) -> dict[str, Any]:
+        self._stream.close()
+        return {
+            "file": self._file.name,
+            "dtype": self.dtype,
+            "shapes": self._shapes if self._is_ragged else self._shapes[0],
+            "is_ragged": self._is_ragged,
+            "lengths": self._lengths,
+        }
+
+
+class Examples:
+    """Reads what `ExampleWriter` wrote.
+
+    Files are read, not mapped: mapped pages would count as this process's memory.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        index = json.loads((self.folder / INDEX).read_text())
+        self.num_examples: int = index["num_examples"]
+        self._columns = {
+            name: _ColumnReader(self.folder, column) for name, column in index["columns"].items()
+        }
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is a column of labels."""
+        return LABELS in self._columns
+
+    def read(self, name: str, start: int, stop: int) -> list[np.ndarray]:
+        """Examples `start` to `stop` of one column, each with its own shape."""
+        return self._columns[name].read(start, stop)
+
+    def batches(
+        self, signature: Signature, batch_size: int, limit: int | None = None
+    ) -> Iterator[tuple[Arrays, np.ndarray | None, int]]:
+        """Batches of model inputs with their labels.
+
+        Args:
+          signature: which columns, and the dtypes to feed.
+          batch_size: examples in a batch. Consecutive examples of unequal shapes cannot share a
+            batch, and a batch that lacks examples is filled by repeating its last one, so that
+            every batch has this size.
+          limit: at most this many examples, evenly spread over all.
+
+        Yields:
+          Inputs by name; labels, or None; and how many rows are real.
+        """
+        count = self.num_examples
+        chosen = range(count)
+        if limit is not None and limit < count:
+            chosen = [index * count // limit for index in range(limit)]
+        names = [spec.name for spec in signature.inputs]
+        pending: list[int] = []
+        shape: Any = None
+        for index in chosen:
+            new_shape = [self._columns[name].shape(index) for name in names]
+            if pending and (len(pending) == batch_size or new_shape != shape):
+                yield self._batch(signature, pending, batch_size)
+                pending = []
+            shape = new_shape
+            pending.append(index)
+        if pending:
+            yield self._batch(signature, pending, batch_size)
+
+    def _batch(
+        self, signature: Signature, indices: list[int], batch_size: int
+    ) -> tuple[Arrays, np.ndarray | None, int]:
+        inputs = {}
+        for spec in signature.inputs:
+            rows = self._rows(spec.name, indices)
+            if spec.shape == ():
+                inputs[spec.name] = _as_input(rows[0], spec.dtype)
+                continue
+            rows += [rows[-1]] * (batch_size - len(rows))
+            inputs[spec.name] = _as_input(np.stack(rows), spec.dtype)
+        labels = None
+        if self.has_labels:
+            labels = np.stack(self._rows(LABELS, indices))
+        return inputs, labels, len(indices)
+
+    def _rows(self, name: str, indices: list[int]) -> list[np.ndarray]:
+        if indices[-1] - indices[0] == len(indices) - 1:
+            return self.read(name, indices[0], indices[-1] + 1)
+        return [self.read(name, index, index + 1)[0] for index in indices]
+
+
+class _ColumnReader:
+    def __init__(self, folder: Path, column: dict[str, Any]):
+        self._path = folder / column["file"]
+        self._is_string = column["dtype"] == "string"
+        self._dtype = None if self._is_string else np.dtype(column["dtype"])
+        self._is_ragged = column["is_ragged"]
+        self._shapes = column["shapes"]
+        self._offsets: np.ndarray | None = None
+        if self._is_string:
+            self._offsets = np.concatenate([[0], np.cumsum(column["lengths"])])
+        elif self._is_ragged:
+            sizes = [int(np.prod(shape)) * self._dtype.itemsize for shape in self._shapes]
+            self._offsets = np.concatenate([[0], np.cumsum(sizes)])
+        else:
+            self._size = int(np.prod(self._shapes)) * self._dtype.itemsize
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return tuple(self._shapes[index] if self._is_ragged else self._shapes)
+
+    def read(self, start: int, stop: int) -> list[np.ndarray]:
+        begin, end = (
+            (start * self._size, stop * self._size)
+            if self._offsets is None
+            else (int(self._offsets[start]), int(self._offsets[stop]))
+        )
+        with self._path.open("rb") as stream:
+            stream.seek(begin)
+            content = stream.read(end - begin)
+        if self._offsets is None:
+            shape = (stop - start, *self._shapes)
+            return list(np.frombuffer(content, self._dtype).reshape(shape))
+        pieces = [
+            content[int(self._offsets[index]) - begin : int(self._offsets[index + 1]) - begin]
+            for index in range(start, stop)
+        ]
+        shapes = [self.shape(index) for index in range(start, stop)]
+        if self._is_string:
+            return [_decode_strings(p, s) for p, s in zip(pieces, shapes, strict=True)]
+        return [
+            np.frombuffer(p, self._dtype).reshape(s) for p, s in zip(pieces, shapes, strict=True)
+        ]
+
+
+def _as_input(array: np.ndarray, dtype: str) -> np.ndarray:
+    return array if dtype == "string" else np.ascontiguousarray(array, np.dtype(dtype))
+
+
+def _encode_strings(example: Any) -> bytes:
+    flat = np.asarray(example, object).ravel()
+    texts = [item if isinstance(item, bytes) else str(item).encode() for item in flat]
+    return json.dumps([text.decode("latin-1") for text in texts]).encode()
+
+
+def _decode_strings(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.empty(shape, object)
+    array[...] = np.array([text.encode("latin-1") for text in json.loads(content)], object).reshape(
+        shape
+    )
+    return array

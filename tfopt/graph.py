@@ -1,0 +1,296 @@
+"""A frozen TensorFlow graph: variables folded into constants, one copy of each weight.
+
+Freezing first avoids traps of the converters: Keras 3 exports hold every weight twice, and
+SavedModels whose variables are read lazily cannot be calibrated by LiteRT or read by OpenVINO.
+A GraphDef is limited to 2 GB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfopt.errors import ConversionError, InputError
+from tfopt.signature import Signature, TensorSpec
+
+SIGNATURE_KEY = "serving_default"
+"""The key under which tfopt saves every SavedModel of its own."""
+
+# Grappler optimizers, in order. Constants are folded on both sides of the rewrite so that weights
+# are stored in bfloat16 and casts between neighbours disappear.
+FOLD_CONSTANTS = ("pruning", "constfold", "constfold")
+TO_BFLOAT16 = (
+    "pruning",
+    "function",
+    "constfold",
+    "arithmetic",
+    "auto_mixed_precision_onednn_bfloat16",
+    "constfold",
+    "pruning",
+    "dependency",
+)
+
+
+# Which input of an op is the shape of a list's elements.
+_ELEMENT_SHAPE_INPUT = {
+    "EmptyTensorList": 0,
+    "TensorListReserve": 0,
+    "TensorListFromTensor": 1,
+    "TensorListStack": 1,
+    "TensorListGetItem": 2,
+}
+
+
+def describe_function(function: Any, key: str) -> Signature:
+    """The signature of a TensorFlow concrete signature function."""
+    inputs = function.structured_input_signature[1]
+    outputs = function.structured_outputs
+
+    def spec(name: str, tensor: Any) -> TensorSpec:
+        shape = None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
+        return TensorSpec(name, shape, tensor.dtype.name)
+
+    return Signature(
+        key,
+        tuple(spec(name, inputs[name]) for name in sorted(inputs)),
+        tuple(spec(name, outputs[name]) for name in sorted(outputs)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenGraph:
+    """A graph without variables.
+
+    Attributes:
+      graph_def: a `tf.compat.v1.GraphDef`.
+      signature: its inputs and outputs.
+      input_tensors: tensor names such as `image:0`, in the order of `signature.inputs`.
+      output_tensors: likewise for the outputs.
+    """
+
+    graph_def: Any
+    signature: Signature
+    input_tensors: tuple[str, ...]
+    output_tensors: tuple[str, ...]
+
+    @classmethod
+    def from_saved_model(cls, folder: str | Path, key: str = SIGNATURE_KEY) -> FrozenGraph:
+        """Loads a SavedModel and folds its variables into constants.
+
+        Raises:
+          InputError: when the SavedModel has no such signature.
+          ConversionError: when it holds state that is no variable, such as lookup tables.
+        """
+        import tensorflow as tf
+        from tensorflow.python.framework.convert_to_constants import (
+            convert_variables_to_constants_v2,
+        )
+
+        loaded = tf.saved_model.load(str(folder))
+        if key not in loaded.signatures:
+            raise missing_signature(folder, key, list(loaded.signatures))
+        function = loaded.signatures[key]
+        signature = describe_function(function, key)
+        try:
+            frozen = convert_variables_to_constants_v2(
+                function, lower_control_flow=False, aggressive_inlining=True
+            )
+        except (ValueError, tf.errors.OpError) as error:
+            raise ConversionError(f"The graph cannot be frozen: {first_line(error)}") from error
+        if len(frozen.inputs) != len(signature.inputs):
+            raise ConversionError(
+                "The graph cannot be frozen: it holds "
+                f"{len(frozen.inputs) - len(signature.inputs)} lookup tables or other resources "
+                "that are no variables."
+            )
+        return cls(
+            frozen.graph.as_graph_def(),
+            signature,
+            tuple(tensor.name for tensor in frozen.inputs),
+            tuple(tensor.name for tensor in frozen.outputs),
+        )
+
+    def with_batch_size(self, batch_size: int) -> FrozenGraph:
+        """The same graph for one batch size, shapes that follow from it folded to constants.
+
+        LiteRT needs this for loops over tensor lists (Keras LSTM and GRU).
+        """
+        graph_def = _copy(self.graph_def)
+        inputs = {name.split(":")[0] for name in self.input_tensors}
+        for node in graph_def.node:
+            node.attr.pop("_output_shapes", None)
+            dims = node.attr["shape"].shape.dim if node.name in inputs else ()
+            if dims and dims[0].size == -1:
+                dims[0].size = batch_size
+        _fix_list_elements(graph_def, batch_size)
+        fixed = dataclasses.replace(
+            self, graph_def=graph_def, signature=self.signature.with_batch_size(batch_size)
+        )
+        return fixed.rewrite(FOLD_CONSTANTS)
+
+    def rewrite(self, optimizers: Sequence[str]) -> FrozenGraph:
+        """Runs grappler optimizers over the graph, in the given order and nothing else."""
+        import tensorflow as tf
+        from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+        from tensorflow.python.grappler import tf_optimizer
+
+        graph = tf.Graph()
+        with graph.as_default():
+            tf.import_graph_def(self.graph_def, name="")
+            meta_graph = tf.compat.v1.train.export_meta_graph(graph=graph)
+        entry = meta_graph.signature_def[SIGNATURE_KEY]
+        for infos, names in (
+            (entry.inputs, self.input_tensors),
+            (entry.outputs, self.output_tensors),
+        ):
+            for name in names:
+                tensor = graph.get_tensor_by_name(name)
+                infos[name].name = name
+                infos[name].dtype = tensor.dtype.as_datatype_enum
+                infos[name].tensor_shape.CopyFrom(tensor.shape.as_proto())
+        config = config_pb2.ConfigProto()
+        options = config.graph_options.rewrite_options
+        options.min_graph_nodes = -1
+        options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+        options.optimizers.extend(optimizers)
+        if "auto_mixed_precision_onednn_bfloat16" in optimizers:
+            options.auto_mixed_precision_onednn_bfloat16 = rewriter_config_pb2.RewriterConfig.ON
+        return dataclasses.replace(
+            self, graph_def=_rename_functions(tf_optimizer.OptimizeGraph(config, meta_graph))
+        )
+
+    def save(self, folder: str | Path, jit_compile: bool = False) -> None:
+        """Writes a SavedModel with the one signature `serving_default`.
+
+        Args:
+          folder: where to; it must not be there yet.
+          jit_compile: compile with XLA at the first call of each input shape; this is saved with
+            the function, so that every TensorFlow program that loads it gets it.
+        """
+        import tensorflow as tf
+
+        names = self.signature.output_names
+        # XLA refuses placeholders, also those that nothing reads.
+        graph_def = _copy(self.graph_def)
+        placeholders = {name.split(":")[0] for name in self.input_tensors}
+        used = {tensor for node in graph_def.node for tensor in node.input}
+        for index in reversed(range(len(graph_def.node))):
+            if graph_def.node[index].name in placeholders:
+                del graph_def.node[index]
+
+        def call(*tensors: Any) -> dict[str, Any]:
+            inputs = dict(zip(self.input_tensors, tensors, strict=True))
+            outputs = tf.graph_util.import_graph_def(
+                graph_def,
+                input_map={k: v for k, v in inputs.items() if used & {k, k.removesuffix(":0")}},
+                return_elements=list(self.output_tensors),
+                name="",
+            )
+            return dict(zip(names, outputs, strict=True))
+
+        # An explicit False would override an enclosing jit_compile; None leaves it alone.
+        traced = tf.function(
+            call,
+            input_signature=[
+                tf.TensorSpec(spec.shape, spec.dtype, name=spec.name)
+                for spec in self.signature.inputs
+            ],
+            autograph=False,
+            jit_compile=True if jit_compile else None,
+        )
+        module = tf.Module()
+        module.serve = traced
+        with _quiet("absl"):
+            tf.saved_model.save(module, str(folder), signatures={SIGNATURE_KEY: traced})
+
+
+def missing_signature(folder: str | Path, key: str, found: Sequence[str]) -> InputError:
+    """The error for a SavedModel without the wanted signature."""
+    names = ", ".join(sorted(found)) or "none"
+    return InputError(
+        f"{folder} has no signature {key!r}; it has: {names}; choose one with --signature."
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's message, or the error's type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _copy(graph_def: Any) -> Any:
+    copy = type(graph_def)()
+    copy.CopyFrom(graph_def)
+    return copy
+
+
+def _fix_list_elements(graph_def: Any, batch_size: int) -> None:
+    """Puts the batch size into constant element shapes of tensor lists.
+
+    Keras traces the elements of an LSTM's or GRU's output list as (batch, units), with a free
+    batch, and nothing infers them anew.
+    """
+    import tensorflow as tf
+
+    for nodes in (graph_def.node, *(f.node_def for f in graph_def.library.function)):
+        constants = {node.name: node for node in nodes if node.op == "Const"}
+        for node in nodes:
+            if node.op not in _ELEMENT_SHAPE_INPUT:
+                continue
+            constant = constants.get(node.input[_ELEMENT_SHAPE_INPUT[node.op]].split(":")[0])
+            if constant is None:
+                continue
+            shape = tf.make_ndarray(constant.attr["value"].tensor).copy()
+            if shape.ndim == 1 and len(shape) > 1 and shape[0] == -1:
+                shape[0] = batch_size
+                constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(shape))
+
+
+_num_rewrites = 0
+
+
+def _rename_functions(graph_def: Any) -> Any:
+    """Gives the functions of a rewritten graph new names.
+
+    TensorFlow keeps functions by name in one table for the process and refuses a second body
+    under a name that it knows.
+    """
+    global _num_rewrites
+    _num_rewrites += 1
+    old = {function.signature.name for function in graph_def.library.function}
+    new = {name: f"{name}__rewritten_{_num_rewrites}" for name in old}
+
+    def rename(node: Any) -> None:
+        node.op = new.get(node.op, node.op)
+        for value in node.attr.values():
+            for item in [value.func, *value.list.func] if value.WhichOneof("value") else ():
+                if item.name in new:
+                    item.name = new[item.name]
+
+    for node in graph_def.node:
+        rename(node)
+    for function in graph_def.library.function:
+        function.signature.name = new[function.signature.name]
+        for node in function.node_def:
+            rename(node)
+    for gradient in graph_def.library.gradient:
+        gradient.function_name = new.get(gradient.function_name, gradient.function_name)
+        gradient.gradient_func = new.get(gradient.gradient_func, gradient.gradient_func)
+    return graph_def
+
+
+class _quiet:  # noqa: N801
+    """Holds back one logger's notes about deprecation and asset folders."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def __enter__(self) -> None:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *error: object) -> None:
+        self._logger.setLevel(self._level)

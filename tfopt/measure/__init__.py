@@ -1,0 +1,1 @@
+"""Measuring: latency, accuracy, statistics, and the machine they were taken on."""

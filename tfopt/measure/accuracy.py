@@ -1,0 +1,465 @@
+"""Task metrics, agreement with the reference, and tensor error; every example is kept apart.
+
+Scores are stored example by example, so that a variant is compared with the baseline pair by pair
+(`accuracy_drop`), which tells far smaller differences than two separate means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt.errors import ConversionError, InputError
+from tfopt.examples import Arrays, Examples, ExampleWriter
+from tfopt.measure import statistics
+from tfopt.runtimes.base import Session
+
+REFERENCE_BYTES = 1 << 30  # outputs of the reference that are kept to compare tensors with
+AGREEMENT = "agreement"
+
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How good outputs are.
+
+    Attributes:
+      name: as `--metric` spells it.
+      score: outputs and labels of a batch to one number an example; for `auc` the number is the
+        example's score; a set-level metric gets everything at once and returns one number.
+      higher_is_better: False for errors.
+      level: `example`, `ranking` (AUC) or `set`.
+    """
+
+    name: str
+    score: Callable[..., Any]
+    higher_is_better: bool = True
+    level: str = "example"
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(
+    name: str, higher_is_better: bool = True, level: str = "example"
+) -> Callable[[Score], Score]:
+    """Declares a function as a metric that `--metric` knows."""
+
+    def decorate(function: Score) -> Score:
+        METRICS[name] = Metric(name, function, higher_is_better, level)
+        return function
+
+    return decorate
+
+
+@metric("top1")
+def top1(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """1 where the highest score is the label's: (n, classes) and (n,) or one-hot to (n,)."""
+    return _top_k(outputs, labels, 1)
+
+
+@metric("top5")
+def top5(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """1 where the label is among the five highest scores."""
+    return _top_k(outputs, labels, 5)
+
+
+@metric("mse", higher_is_better=False)
+def mse(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mean squared error of each example."""
+    return _mean_each(np.square(_difference(outputs, labels)))
+
+
+@metric("mae", higher_is_better=False)
+def mae(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mean absolute error of each example."""
+    return _mean_each(np.abs(_difference(outputs, labels)))
+
+
+@metric("auc", level="ranking")
+def auc(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The score of class 1 of each example; the metric is the area under the ROC curve."""
+    if outputs.ndim == 2 and outputs.shape[1] == 2:
+        # The difference ranks as the probability does, for logits and for probabilities.
+        return outputs[:, 1].astype(np.float64) - outputs[:, 0]
+    return outputs.reshape(len(outputs), -1)[:, 0].astype(np.float64)
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by name, or a function by `package.module:function`.
+
+    A function gets the outputs (an array, or a dict when the model has several) and the labels; it
+    returns one number an example, or one number for the whole set. Its attribute
+    `higher_is_better` (default True) says which way is better.
+
+    Raises:
+      InputError: when there is none; lists the valid names.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise InputError(
+            f"Unknown metric {name!r}; the metrics are {', '.join(METRICS)}, or "
+            "package.module:function."
+        )
+    try:
+        score = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"--metric={name} cannot be found ({error}); it must be importable from here."
+        ) from error
+    return Metric(name, score, getattr(score, "higher_is_better", True), "custom")
+
+
+def choose_metric(output_shape: tuple[int | None, ...] | None, labels: np.ndarray | None) -> str:
+    """The metric that fits labels and output when none is named.
+
+    Args:
+      output_shape: of the output that is scored.
+      labels: one batch of them, or None.
+
+    Returns:
+      `top1` for class numbers or one-hot labels, `auc` for labels 0 and 1 with one score,
+      `mse` for the rest, and `agreement` without labels.
+
+    Raises:
+      InputError: when labels cannot be compared with the output.
+    """
+    if labels is None:
+        return AGREEMENT
+    width = output_shape[-1] if output_shape and len(output_shape) > 1 else 1
+    if width is None or width > 1:
+        is_class = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
+        is_one_hot = labels.ndim == 2 and labels.shape[1] == width and _is_one_hot(labels)
+        if (is_class and np.all(np.mod(labels, 1) == 0)) or is_one_hot:
+            return "top1"
+    elif labels.size == len(labels) and set(np.unique(labels)) <= {0, 1}:
+        return "auc"
+    return "mse"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The outcome of running a model over the evaluation examples.
+
+    Attributes:
+      metric: its name.
+      higher_is_better: which way the metric points.
+      level: of the metric; see `Metric`.
+      scores: one an example (for set-level metrics the one number).
+      labels: kept for rankings and set-level metrics only.
+      agreement: one an example that was compared with the reference, in 0…1.
+      relative_error: likewise, the norm of the difference over the norm of the reference.
+      max_abs_error: the largest difference of any output value from the reference.
+      outputs: everything that a set-level metric looks at; empty otherwise.
+    """
+
+    metric: str
+    higher_is_better: bool
+    level: str
+    scores: np.ndarray
+    labels: np.ndarray
+    agreement: np.ndarray
+    relative_error: np.ndarray
+    max_abs_error: float
+    outputs: Arrays = dataclasses.field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The metric's value; None without labels."""
+        if self.metric == AGREEMENT:
+            return None
+        if self.level == "ranking":
+            return statistics.auc(self.labels, self.scores)
+        return float(self.scores.mean())
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = {name: np.asarray(v) for name, v in vars(self).items() if name != "outputs"}
+        values.update({f"output:{name}": value for name, value in self.outputs.items()})
+        np.savez_compressed(path, **values)
+
+    @classmethod
+    def open(cls, path: Path) -> Evaluation:
+        """Reads what `save` wrote."""
+        with np.load(path) as file:
+            values = {name: file[name] for name in file.files if not name.startswith("output:")}
+            outputs = {
+                name.removeprefix("output:"): file[name]
+                for name in file.files
+                if name.startswith("output:")
+            }
+        for name in ("metric", "level", "higher_is_better", "max_abs_error"):
+            values[name] = values[name].item()
+        return cls(**values, outputs=outputs)
+
+
+def accuracy_drop(baseline: Evaluation, candidate: Evaluation) -> statistics.Interval:
+    """How much worse the candidate is, in absolute points, with one-sided 95 % bounds.
+
+    0/1 scores get Tango's score interval, AUC DeLong's, everything else a paired bootstrap.
+    Without labels the drop is the share of examples on which the two disagree (for outputs that
+    are no classes: the relative error), which is the most that a metric of decisions can lose.
+    """
+    if len(candidate.agreement) < 2:
+        # One example tells nothing about others: whatever was seen, it could be anything.
+        lost = _value(baseline) - _value(candidate)
+        return statistics.Interval(lost, -math.inf, math.inf)
+    if candidate.metric == AGREEMENT:
+        is_decision = not np.isnan(candidate.agreement).any()
+        lost = 1 - candidate.agreement if is_decision else candidate.relative_error
+        if is_decision and np.isin(lost, (0, 1)).all():
+            return statistics.paired_proportion_bound(np.ones_like(lost), 1 - lost)
+        return statistics.paired_mean_bound(lost)
+    if candidate.level == "ranking":
+        return statistics.paired_auc_bound(candidate.labels, baseline.scores, candidate.scores)
+    sign = 1.0 if candidate.higher_is_better else -1.0
+    before, after = sign * baseline.scores, sign * candidate.scores
+    if candidate.level == "set":
+        score = find_metric(candidate.metric).score
+
+        def drop(indices: np.ndarray) -> float:
+            before, after = (
+                float(score(_given(_take(e.outputs, indices)), e.labels[indices]))
+                for e in (baseline, candidate)
+            )
+            return sign * (before - after)
+
+        return statistics.bootstrap_bound(drop, len(candidate.labels))
+    if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+        return statistics.paired_proportion_bound(before, after)
+    return statistics.paired_mean_bound(before - after)
+
+
+def _value(evaluation: Evaluation) -> float:
+    if evaluation.metric == AGREEMENT:
+        return float(np.nan_to_num(evaluation.agreement).sum())
+    return (1.0 if evaluation.higher_is_better else -1.0) * float(evaluation.scores.mean())
+
+
+def evaluate(
+    session: Session,
+    examples: Examples,
+    *,
+    metric_name: str,
+    output_name: str,
+    batch_size: int,
+    reference: Examples | None,
+    write_reference: Path | None = None,
+) -> Evaluation:
+    """Runs a model over all examples.
+
+    Args:
+      session: the model.
+      examples: inputs and labels.
+      metric_name: as `find_metric` takes it, or `agreement`.
+      output_name: the output that metric and agreement look at.
+      batch_size: examples in each run; the session's own where it insists on one.
+      reference: the baseline's outputs; None for the baseline itself.
+      write_reference: where the baseline's outputs go.
+
+    Raises:
+      ConversionError: when an output is not finite although the reference's is, or has another
+        shape.
+      InputError: when the metric and the labels do not fit.
+    """
+    found = Metric(AGREEMENT, lambda o, y: None) if metric_name == AGREEMENT else None
+    found = found or find_metric(metric_name)
+    compare = _Compare(reference, output_name)
+    collect = _Collect(found)
+    size = session.signature.batch_size or batch_size
+    writer = None if write_reference is None else ExampleWriter(write_reference)
+    written = 0
+    for inputs, labels, count in examples.batches(session.signature, size):
+        outputs = {name: _rows(value, count) for name, value in session.run(inputs).items()}
+        compare.add(outputs)
+        if writer is not None and written < REFERENCE_BYTES:
+            writer.append(outputs)
+            written += sum(value.nbytes for value in outputs.values())
+        collect.add(outputs[output_name], outputs, labels)
+    if writer is not None:
+        writer.__exit__()
+    scores, kept_labels, kept_outputs = collect.finish()
+    return Evaluation(
+        found.name,
+        found.higher_is_better,
+        collect.level,
+        scores,
+        kept_labels,
+        np.concatenate(compare.agreement) if compare.agreement else np.zeros(0),
+        np.concatenate(compare.relative_error) if compare.relative_error else np.zeros(0),
+        compare.max_abs_error,
+        kept_outputs,
+    )
+
+
+def _given(outputs: Arrays) -> Any:
+    """What a custom metric gets: the array, or the dict where the model has several outputs."""
+    return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+
+def _take(outputs: Arrays, indices: np.ndarray) -> Arrays:
+    return {name: value[indices] for name, value in outputs.items()}
+
+
+def _rows(value: np.ndarray, count: int) -> np.ndarray:
+    """The first rows of an output; a model without a batch dimension has one row."""
+    return value[:count] if value.ndim else value[None]
+
+
+class _Collect:
+    """Gathers the scores of all batches."""
+
+    def __init__(self, found: Metric):
+        self.level = found.level
+        self._metric = found
+        self._scores: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._outputs: list[Any] = []
+
+    def add(self, output: np.ndarray, outputs: Arrays, labels: np.ndarray | None) -> None:
+        if self._metric.name == AGREEMENT:
+            return
+        if labels is None:
+            raise InputError(
+                f"Metric {self._metric.name!r} needs labels and the data has none; add an array "
+                "'y', or leave --metric out to compare with the baseline's own outputs."
+            )
+        scores: Any = None
+        if self.level != "set":
+            given = _given(outputs) if self.level == "custom" else output
+            scores = np.asarray(self._metric.score(given, labels), np.float64)
+            if self.level == "custom":
+                self.level = "set" if scores.ndim == 0 else "example"
+        if self.level == "set":
+            self._outputs.append(outputs)
+        elif scores.shape != (len(labels),):
+            raise InputError(
+                f"Metric {self._metric.name!r} returned shape {scores.shape} for "
+                f"{len(labels)} examples; it must return one number an example, or one in all."
+            )
+        else:
+            self._scores.append(scores)
+        if self.level in ("set", "ranking"):
+            self._labels.append(labels)
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray, Arrays]:
+        labels = np.concatenate(self._labels) if self._labels else np.zeros(0)
+        if self.level == "set":
+            outputs = {
+                name: np.concatenate([outputs[name] for outputs in self._outputs])
+                for name in self._outputs[0]
+            }
+            return np.atleast_1d(self._metric.score(_given(outputs), labels)), labels, outputs
+        if self.level == "ranking":
+            labels = labels.reshape(-1)
+            if set(np.unique(labels)) != {0, 1}:
+                raise InputError("AUC needs labels 0 and 1, both; use --metric=top1 for classes.")
+        return np.concatenate(self._scores) if self._scores else np.zeros(0), labels, {}
+
+
+class _Compare:
+    """Compares outputs with the reference's, as long as that was kept."""
+
+    def __init__(self, reference: Examples | None, output_name: str):
+        self._reference = reference
+        self._output_name = output_name
+        self._start = 0
+        self.agreement: list[np.ndarray] = []
+        self.relative_error: list[np.ndarray] = []
+        self.max_abs_error = math.nan if reference is None else 0.0
+
+    def add(self, outputs: Arrays) -> None:
+        if self._reference is None:
+            return
+        count = len(next(iter(outputs.values())))
+        stop = min(self._start + count, self._reference.num_examples)
+        if stop <= self._start:
+            return
+        for name, value in outputs.items():
+            rows = self._reference.read(name, self._start, stop)
+            value = value[: stop - self._start]
+            if value.shape[1:] != rows[0].shape:
+                raise ConversionError(
+                    f"Output {name!r} has shape {value.shape[1:]} and the baseline's has "
+                    f"{rows[0].shape}."
+                )
+            self._add_output(name, value, np.stack(rows))
+        self._start = stop
+
+    def _add_output(self, name: str, value: np.ndarray, reference: np.ndarray) -> None:
+        if value.dtype.kind in "OSU":
+            same = (value == reference).reshape(len(value), -1).mean(1)
+            if name == self._output_name:
+                self.agreement.append(same)
+                self.relative_error.append(1 - same)
+            return
+        value = value.astype(np.float64).reshape(len(value), -1)
+        flat = reference.astype(np.float64).reshape(len(reference), -1)
+        if not np.isfinite(value[np.isfinite(flat)]).all():
+            raise ConversionError(
+                f"Output {name!r} holds NaN or infinity, the baseline's does not."
+            )
+        with np.errstate(invalid="ignore"):
+            difference = np.nan_to_num(np.abs(value - flat), nan=0.0, posinf=0.0)
+        self.max_abs_error = max(self.max_abs_error, float(difference.max(initial=0.0)))
+        if name == self._output_name:
+            norm = np.maximum(np.linalg.norm(np.nan_to_num(flat), axis=1), 1e-12)
+            self.relative_error.append(np.linalg.norm(difference, axis=1) / norm)
+            self.agreement.append(_agreement(value.reshape(reference.shape), reference))
+
+
+def _agreement(value: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The share of decisions that are equal, for each example; NaN where there are none."""
+    if reference.ndim >= 2 and reference.shape[-1] > 1 and reference.dtype.kind == "f":
+        same = value.argmax(-1) == reference.argmax(-1)
+    elif reference.dtype.kind in "iub":
+        same = value == reference
+    else:
+        return np.full(len(reference), np.nan)
+    return same.reshape(len(same), -1).mean(1)
+
+
+def _top_k(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise InputError(
+            f"Metric top{k} needs one score a class, (n, classes); the output is {outputs.shape}; "
+            "choose another --metric."
+        )
+    if labels.ndim == 2 and labels.shape[1] == outputs.shape[1]:
+        labels = labels.argmax(1)
+    labels = labels.reshape(-1)
+    if len(labels) != len(outputs):
+        raise InputError(
+            f"Metric top{k} needs one label an example; got labels of shape {labels.shape} for "
+            f"{len(outputs)} examples."
+        )
+    # A tie counts as the lower class number, as argmax does.
+    best = np.argsort(-outputs, axis=1, kind="stable")[:, :k]
+    return (best == labels[:, None]).any(1).astype(np.float64)
+
+
+def _difference(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    if outputs.size != labels.size:
+        raise InputError(
+            f"Labels of shape {labels.shape} cannot be compared with outputs of shape "
+            f"{outputs.shape}; choose another --metric."
+        )
+    return outputs.astype(np.float64) - labels.reshape(outputs.shape)
+
+
+def _mean_each(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1).mean(1)
+
+
+def _is_one_hot(labels: np.ndarray) -> bool:
+    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all())

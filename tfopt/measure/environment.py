@@ -1,0 +1,118 @@
+"""The machine: CPU, cores, memory, load and versions. Reads files; starts nothing."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "tfopt", "tensorflow", "keras", "tf_keras", "ai-edge-litert", "tf2onnx", "onnx", "onnxruntime",
+    "openvino", "nncf", "numpy", "pandas",
+)  # fmt: skip
+
+
+@functools.cache
+def _cpu_info() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {"model name": platform.processor() or platform.machine(), "flags": ""}
+    info: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            info.setdefault(name.strip(), value.strip())
+    return info
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    info = _cpu_info()
+    return info.get("model name") or info.get("Model") or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction set extensions as Linux names them, for example `avx512_vnni`."""
+    info = _cpu_info()
+    return frozenset((info.get("flags") or info.get("Features") or "").split())
+
+
+def no_bfloat16() -> str | None:
+    """Why bfloat16 gains nothing on this CPU, or None when it has instructions for it."""
+    if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
+        return None
+    return "This CPU has no bfloat16 instructions (AVX512-BF16 or AMX), so it would only be slower."
+
+
+def num_cores() -> int:
+    """Cores that this process may use: affinity and container limit."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = affinity or 1
+    quota = _read("/sys/fs/cgroup/cpu.max").split()
+    if len(quota) == 2 and quota[0] != "max":
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or the container's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Memory that a process holds now; 0 when it is gone or the system does not say."""
+    return _status_bytes(pid, "VmRSS")
+
+
+def peak_resident_bytes(pid: int | str = "self") -> int:
+    """The most memory that a process held since it started; 0 when unknown.
+
+    Linux's VmHWM: `ru_maxrss` would carry the parent's memory across a fork.
+    """
+    return _status_bytes(pid, "VmHWM")
+
+
+def _status_bytes(pid: int | str, key: str) -> int:
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of everything that shapes a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """Everything about the machine that a measurement is recorded with."""
+    governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
+    interesting = ("avx2", "avx512", "amx", "bf16", "f16c", "fma", "asimd", "sve", "i8mm")
+    return {
+        "cpu": cpu_model(),
+        "cpu_flags": sorted(flag for flag in cpu_flags() if flag.startswith(interesting)),
+        "num_cores": num_cores(),
+        "memory_bytes": memory_bytes(),
+        "system": platform.platform(),
+        "frequency_governor": governor or None,
+        "load_average_1min": os.getloadavg()[0],
+        "versions": versions(),
+    }

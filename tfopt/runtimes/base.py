@@ -1,0 +1,272 @@
+"""What every runtime offers, and the decorator that declares a precision.
+
+A runtime is one file: a subclass of `Runtime` whose methods are decorated with `precision`. The
+registry in `tfopt.runtimes`, the search, the command line and the golden tests pick it up.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from tfopt.artifact import Artifact
+from tfopt.errors import ConversionError, InputError
+from tfopt.signature import Signature
+from tfopt.source import Source
+from tfopt.variant import Value, Variant
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Conversion:
+    """Everything that one conversion may use.
+
+    Attributes:
+      source: the model that came in.
+      folder: where the files go; empty at the start.
+      parent: the converted model that this precision starts from, if it names one.
+      batch_size: for runtimes that need a fixed one.
+      calibration: real examples, batches of `batch_size`; None without data.
+      notes: sentences for the user; append to it.
+      signature: of the result; change it when it differs from the source's.
+    """
+
+    source: Source
+    folder: Path
+    parent: Artifact | None
+    batch_size: int
+    calibration: Callable[[], Iterator[Arrays]] | None
+    notes: list[str]
+    signature: Signature
+
+    def calibration_batches(self) -> Iterator[Arrays]:
+        """Real examples to calibrate with.
+
+        Raises:
+          ConversionError: when there are none.
+        """
+        if self.calibration is None:
+            raise ConversionError(
+                "This precision is calibrated on real examples and none were set aside; give more "
+                "data (--data)."
+            )
+        return self.calibration()
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """One precision of one runtime, as declared by the `precision` decorator.
+
+    Attributes:
+      name: for example `int8`.
+      method: the runtime's method that converts.
+      options: allowed values of each option; the first is the default.
+      tried: option sets that a search tries.
+      parent: the precision on the same runtime that this one starts from.
+      kinds: the kinds of source that it takes.
+      is_calibrated: whether it needs examples.
+      is_unchanged: whether the numbers stay as in the source, so that it can be a baseline.
+      is_batch_dependent: whether outputs depend on what else is in the batch.
+      unsuited: returns why a search should leave it out on this machine, or None.
+    """
+
+    name: str
+    method: str
+    options: Mapping[str, tuple[Value, ...]]
+    tried: tuple[Mapping[str, Value], ...]
+    parent: str | None
+    kinds: tuple[str, ...]
+    is_calibrated: bool
+    is_unchanged: bool
+    is_batch_dependent: bool
+    unsuited: Callable[[], str | None] | None
+
+
+def precision(
+    name: str,
+    *,
+    options: Mapping[str, tuple[Value, ...]] | None = None,
+    tried: Iterable[Mapping[str, Value]] = ({},),
+    parent: str | None = None,
+    kinds: Iterable[str] = ("saved_model",),
+    is_calibrated: bool = False,
+    is_unchanged: bool = False,
+    is_batch_dependent: bool = False,
+    unsuited: Callable[[], str | None] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declares a method as a precision of its runtime; arguments as in `Precision`."""
+
+    def decorate(method: Callable[..., None]) -> Callable[..., None]:
+        method.__dict__["precision"] = Precision(
+            name, method.__name__, dict(options or {}), tuple(tried), parent, tuple(kinds),
+            is_calibrated, is_unchanged, is_batch_dependent, unsuited,
+        )  # fmt: skip
+        return method
+
+    return decorate
+
+
+class Session(abc.ABC):
+    """A loaded artifact that runs; a context manager.
+
+    `run` takes and returns host arrays, so that a timing of it contains every copy.
+    """
+
+    def __init__(self, artifact: Artifact):
+        self.artifact = artifact
+        self.signature = artifact.signature
+
+    @abc.abstractmethod
+    def run(self, inputs: Arrays) -> Arrays:
+        """Runs the model once.
+
+        Args:
+          inputs: one array for each input of the signature, with its dtype.
+
+        Returns:
+          One new array for each output of the signature.
+
+        Raises:
+          InputError: when names, shapes or dtypes do not fit.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Releases the model; the session cannot run after this."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def wrong_inputs(self, inputs: Arrays, error: BaseException) -> InputError:
+        """The error for inputs that the runtime refused."""
+        got = ", ".join(
+            f"{name} {getattr(value, 'dtype', type(value).__name__)} {np.shape(value)}"
+            for name, value in inputs.items()
+        )
+        want = ", ".join(map(str, self.signature.inputs))
+        reason = str(error).strip().splitlines()
+        return InputError(
+            f"The inputs do not fit: got {got}; expected {want} ({reason[0] if reason else error})."
+        )
+
+
+class Runtime(abc.ABC):
+    """Converts models and runs them; one instance for each runtime lives in the registry.
+
+    Attributes:
+      name: as in a variant's name.
+      packages: distributions whose versions are recorded.
+      library: the module that its sessions import.
+      precisions: filled from the decorated methods.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    library: str
+    precisions: dict[str, Precision]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        declared = (vars(method).get("precision") for method in vars(cls).values()
+                    if callable(method))  # fmt: skip
+        cls.precisions = {item.name: item for item in declared if item is not None}
+
+    @abc.abstractmethod
+    def missing(self) -> str | None:
+        """Why this runtime cannot be used here and what to install; None when it can."""
+
+    @abc.abstractmethod
+    def load(self, artifact: Artifact, num_threads: int | None) -> Session:
+        """Opens an artifact of this runtime.
+
+        Args:
+          artifact: what to load.
+          num_threads: threads inside the runtime; None leaves the runtime's own default.
+        """
+
+    def read_signature(self, path: Path) -> Signature:
+        """The signature of a model file in this runtime's own format.
+
+        Raises:
+          InputError: when the file is damaged, or the runtime has no format of its own.
+        """
+        raise InputError(f"{path} cannot be read by {self.name}; it has no file format of its own.")
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages that convert and run."""
+        found = {}
+        for package in self.packages:
+            try:
+                found[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return found
+
+    def precision_of(self, variant: Variant) -> Precision:
+        """The declaration behind a variant.
+
+        Raises:
+          InputError: when the precision, an option or its value is unknown; lists the valid ones.
+        """
+        if variant.precision not in self.precisions:
+            raise InputError(
+                f"Unknown precision {variant.precision!r} in {variant}; {self.name} has: "
+                f"{', '.join(self.precisions)}."
+            )
+        found = self.precisions[variant.precision]
+        for name, value in variant.options:
+            if name not in found.options:
+                valid = ", ".join(found.options) or "none"
+                raise InputError(
+                    f"Unknown option {name!r} in {variant}; {found.name}@{self.name} has: {valid}."
+                )
+            if value not in found.options[name] or isinstance(value, bool) != isinstance(
+                found.options[name][0], bool
+            ):
+                valid = ", ".join(map(str, found.options[name]))
+                raise InputError(f"Unknown value in {variant}: {name} is one of {valid}.")
+        return found
+
+    def canonical(self, variant: Variant) -> Variant:
+        """The variant without options that only repeat a default."""
+        defaults = {name: values[0] for name, values in self.precision_of(variant).options.items()}
+        return dataclasses.replace(
+            variant,
+            options=tuple((name, v) for name, v in variant.options if v != defaults[name]),
+        )
+
+    def parent(self, variant: Variant) -> Variant | None:
+        """The variant that this one is converted from, None when that is the source."""
+        parent = self.precision_of(variant).parent
+        return None if parent is None else Variant(parent, self.name)
+
+    def convert(self, variant: Variant, conversion: Conversion) -> None:
+        """Writes the model files of a variant into `conversion.folder`.
+
+        Raises:
+          ConversionError: when the model cannot be converted; one sentence says why.
+        """
+        declared = self.precision_of(variant)
+        if conversion.source.kind not in declared.kinds:
+            raise ConversionError(
+                f"{variant} cannot start from a .{conversion.source.kind} file; it needs "
+                f"{' or '.join(declared.kinds)}."
+            )
+        options = {name: values[0] for name, values in declared.options.items()}
+        options.update(variant.options)
+        getattr(self, declared.method)(conversion, **options)

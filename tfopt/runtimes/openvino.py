@@ -1,0 +1,221 @@
+"""OpenVINO on the CPU, quantized by NNCF; the extra `openvino` installs both."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tfopt.artifact import Artifact
+from tfopt.errors import ConversionError
+from tfopt.graph import SIGNATURE_KEY, first_line
+from tfopt.measure import environment
+from tfopt.runtimes.base import Arrays, Conversion, Runtime, Session, precision
+from tfopt.variant import Variant
+
+FILE = "model.xml"
+KINDS = ("saved_model", "tflite", "onnx")
+MAX_STATIC_SHAPES = 8
+
+
+class OpenVinoSession(Session):
+    """Compiled models with the latency hint; the variant chooses the inference precision.
+
+    OpenVINO runs static shapes about a sixth faster than dynamic ones, so that the model is
+    compiled for each of the first input shapes that come, and with dynamic shapes for the rest.
+    """
+
+    def __init__(self, artifact: Artifact, num_threads: int | None):
+        super().__init__(artifact)
+        import openvino
+
+        self._config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if _is_bfloat16(artifact.variant) else "f32",
+        }
+        if num_threads is not None:
+            self._config["INFERENCE_NUM_THREADS"] = num_threads
+        self._core = openvino.Core()
+        self._model = self._core.read_model(artifact.folder / FILE)
+        self._names = [_name(port, self.signature.output_names) for port in self._model.outputs]
+        self._requests: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._dynamic: Any = None
+
+    def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
+        try:
+            shapes = tuple([value.shape for value in inputs.values()])
+            request = self._requests.get(shapes) or self._compile(inputs)
+            results = request.infer(inputs)
+        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise self.wrong_inputs(inputs, error) from error
+        return dict(zip(self._names, results.values(), strict=True))
+
+    def close(self) -> None:  # noqa: D102
+        del self._requests, self._dynamic, self._model
+
+    def _compile(self, inputs: Arrays) -> Any:
+        """The request for new input shapes."""
+        if len(self._requests) < MAX_STATIC_SHAPES:
+            model = self._model.clone()
+            model.reshape({name: list(value.shape) for name, value in inputs.items()})
+            request = self._core.compile_model(model, "CPU", self._config).create_infer_request()
+            self._requests[tuple([value.shape for value in inputs.values()])] = request
+            return request
+        if self._dynamic is None:
+            compiled = self._core.compile_model(self._model, "CPU", self._config)
+            self._dynamic = compiled.create_infer_request()
+        return self._dynamic
+
+
+class OpenVino(Runtime):
+    """Converts with `openvino.convert_model`, quantizes with `nncf.quantize`."""
+
+    name = "openvino"
+    packages = ("openvino", "nncf")
+    library = "openvino"
+
+    def missing(self) -> str | None:  # noqa: D102
+        for package in self.packages:
+            if importlib.util.find_spec(package) is None:
+                return f"{package} is not installed; pip install 'tfopt[openvino]'."
+        return None
+
+    def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
+        return OpenVinoSession(artifact, num_threads)
+
+    def parent(self, variant: Variant) -> Variant | None:  # noqa: D102
+        if variant.precision == "int8" and variant.options:
+            return Variant("int8", self.name)
+        return super().parent(variant)
+
+    @precision("float32", kinds=KINDS)
+    def float32(self, conversion: Conversion) -> None:
+        """The numbers as they are."""
+        import openvino
+
+        path = conversion.source.path
+        if conversion.source.kind == "saved_model":
+            conversion.source.frozen_graph()
+            path = conversion.source.frozen
+        try:
+            model = openvino.convert_model(path)
+        except Exception as error:  # the front ends raise errors of several kinds
+            raise ConversionError(
+                f"OpenVINO cannot convert this model: {_reason(error)}"
+            ) from error
+        _name_ports(model.inputs, conversion.signature.input_names)
+        _name_ports(model.outputs, conversion.signature.output_names)
+        _save(conversion, model)
+
+    @precision("bfloat16", kinds=KINDS, parent="float32", unsuited=environment.no_bfloat16)
+    def bfloat16(self, conversion: Conversion) -> None:
+        """The float32 file, computed in bfloat16: the plugin casts weights when it loads.
+
+        Matrix products and convolutions run up to twice as fast with AVX512-BF16, more with AMX;
+        the file is as large as float32.
+        """
+        _copy_parent(conversion)
+
+    @precision(
+        "int8",
+        options={"activations": ("float32", "bfloat16")},
+        tried=({}, {"activations": "bfloat16"}),
+        kinds=KINDS,
+        parent="float32",
+        is_calibrated=True,
+    )
+    def int8(self, conversion: Conversion, activations: str) -> None:
+        """int8 weights and activations by `nncf.quantize` with fast bias correction.
+
+        `activations=bfloat16` computes what was not quantized in bfloat16
+        (https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html).
+        """
+        if activations == "bfloat16":
+            if reason := environment.no_bfloat16():
+                raise ConversionError(reason)
+            _copy_parent(conversion)
+            return
+        import nncf
+        import openvino
+
+        batches = list(conversion.calibration_batches())
+        model = openvino.Core().read_model(_parent_folder(conversion) / FILE)
+        try:
+            quantized = nncf.quantize(
+                model, nncf.Dataset(batches), subset_size=len(batches), **_nncf_options(model)
+            )
+        except Exception as error:  # nncf has no common base class for its errors
+            raise ConversionError(f"NNCF cannot quantize this model: {_reason(error)}") from error
+        count = sum(op.get_type_name() == "FakeQuantize" for op in quantized.get_ordered_ops())
+        if not count:
+            raise ConversionError("NNCF quantized no layer of this model.")
+        conversion.notes.append(f"{count} tensors are quantized.")
+        _save(conversion, quantized)
+
+
+def _nncf_options(model: Any) -> dict[str, Any]:
+    """What NNCF's documentation advises for a model of this kind.
+
+    Activations that go below zero (swish, gelu and the like) want the MIXED preset, transformers
+    the model type that keeps attention exact.
+    """
+    import nncf
+
+    options: dict[str, Any] = {}
+    for op in model.get_ordered_ops():
+        kind = op.get_type_name()
+        if kind in ("Swish", "HSwish", "Gelu", "Erf", "Elu", "PRelu", "Mish"):
+            options["preset"] = nncf.QuantizationPreset.MIXED
+        if kind == "Softmax" and any(
+            port.get_node().get_type_name() == "MatMul" for port in op.output(0).get_target_inputs()
+        ):
+            options["model_type"] = nncf.ModelType.TRANSFORMER
+    return options
+
+
+def _is_bfloat16(variant: Variant) -> bool:
+    return variant.precision == "bfloat16" or ("activations", "bfloat16") in variant.options
+
+
+def _save(conversion: Conversion, model: Any) -> None:
+    import openvino
+
+    openvino.save_model(model, conversion.folder / FILE, compress_to_fp16=False)
+    conversion.signature = dataclasses.replace(conversion.signature, key=SIGNATURE_KEY)
+
+
+def _parent_folder(conversion: Conversion) -> Path:
+    if conversion.parent is None:
+        raise ConversionError("This precision starts from float32@openvino, which is missing.")
+    return conversion.parent.folder
+
+
+def _copy_parent(conversion: Conversion) -> None:
+    for suffix in (".xml", ".bin"):
+        file = (_parent_folder(conversion) / FILE).with_suffix(suffix)
+        shutil.copyfile(file, conversion.folder / file.name)
+    conversion.signature = dataclasses.replace(conversion.signature, key=SIGNATURE_KEY)
+
+
+def _name_ports(ports: Any, names: tuple[str, ...]) -> None:
+    """Adds the signature's names to ports that do not bear them, in order."""
+    unnamed = [port for port in ports if not port.get_names() & set(names)]
+    left = [name for name in names if not any(name in port.get_names() for port in ports)]
+    for port, name in zip(unnamed, left, strict=True):
+        port.get_tensor().add_names({name})
+
+
+def _name(port: Any, names: tuple[str, ...]) -> str:
+    return next(iter(port.get_names() & set(names)), port.get_any_name())
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "not supported" in line or "No translator" in line
+               or line.startswith("[")]  # fmt: skip
+    return (telling or [first_line(error)])[0][:300]
+
+
+RUNTIME = OpenVino()

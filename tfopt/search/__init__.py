@@ -1,0 +1,1 @@
+"""Searching: which variants to try, in what order, and which one to ship."""

@@ -1,0 +1,68 @@
+"""Which variants a search tries, and which it leaves out with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from tfopt import runtimes
+from tfopt.variant import Variant
+
+OWN_RUNTIME = {"saved_model": "tensorflow", "tflite": "litert", "onnx": "onnxruntime"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to do with one source.
+
+    Attributes:
+      baselines: unchanged ways of running the source, the first as it was saved.
+      candidates: everything else, in order.
+      skipped: variants that are left out, with the reason.
+    """
+
+    baselines: tuple[Variant, ...]
+    candidates: tuple[Variant, ...]
+    skipped: dict[Variant, str]
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """All rows of the table, in order."""
+        return self.baselines + self.candidates + tuple(self.skipped)
+
+
+def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:
+    """Plans a search.
+
+    Args:
+      kind: of the source.
+      requested: variants and patterns; None tries everything that suits this machine.
+
+    Raises:
+      InputError: when a requested variant is unknown.
+    """
+    own = OWN_RUNTIME[kind]
+    tried = runtimes.tried_variants()
+    baselines = [
+        variant
+        for variant in tried
+        if variant.runtime == own and runtimes.precision_of(variant).is_unchanged
+    ]
+    asked = tried if requested is None else runtimes.expand(requested)
+    candidates: list[Variant] = []
+    skipped: dict[Variant, str] = {}
+    for variant in asked:
+        if variant in baselines:
+            continue
+        precision = runtimes.precision_of(variant)
+        runtime = runtimes.get(variant.runtime)
+        if kind not in precision.kinds:
+            if requested is not None:
+                skipped[variant] = f"{variant} cannot start from a {kind} source."
+        elif reason := runtime.missing():
+            skipped[variant] = reason[0].upper() + reason[1:]
+        elif requested is None and precision.unsuited and (reason := precision.unsuited()):
+            skipped[variant] = reason
+        else:
+            candidates.append(variant)
+    return Plan(tuple(baselines), tuple(candidates), skipped)

@@ -1,0 +1,100 @@
+"""What goes into a model and what comes out: names, shapes, dtypes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One input or output.
+
+    Attributes:
+      name: the name in the signature.
+      shape: a dimension that may vary is None; None as a whole when even the rank is unknown.
+      dtype: as Keras and NumPy spell it (`float32`, `int64`, `bool`), and `string` for bytes.
+    """
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    dtype: str
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            shape = "unknown rank"
+        else:
+            shape = f"({', '.join('?' if d is None else str(d) for d in self.shape)})"
+        return f"{self.name} {self.dtype} {shape}"
+
+    def with_batch_size(self, batch_size: int) -> TensorSpec:
+        """The same tensor with its first dimension fixed, if it was free."""
+        if not self.shape or self.shape[0] is not None:
+            return self
+        return dataclasses.replace(self, shape=(batch_size, *self.shape[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """One callable entry of a model; inputs and outputs are sorted by name.
+
+    Attributes:
+      key: the name of the signature in its SavedModel, such as `serving_default`.
+      inputs: what `Session.run` takes.
+      outputs: what `Session.run` returns.
+    """
+
+    key: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, sorted."""
+        return tuple(spec.name for spec in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, sorted."""
+        return tuple(spec.name for spec in self.outputs)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The batch size that the model insists on, or None when it takes any."""
+        sizes = {spec.shape[0] for spec in self.inputs if spec.shape}
+        fixed = {size for size in sizes if size is not None}
+        return min(fixed) if fixed and None not in sizes else None
+
+    def with_batch_size(self, batch_size: int) -> Signature:
+        """The same signature with free first dimensions fixed."""
+        return dataclasses.replace(
+            self,
+            inputs=tuple(spec.with_batch_size(batch_size) for spec in self.inputs),
+            outputs=tuple(spec.with_batch_size(batch_size) for spec in self.outputs),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_json` reads."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Signature:
+        """Reads what `to_json` wrote."""
+
+        def specs(items: Iterable[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+            return tuple(
+                TensorSpec(
+                    item["name"],
+                    None if item["shape"] is None else tuple(item["shape"]),
+                    item["dtype"],
+                )
+                for item in items
+            )
+
+        return cls(value["key"], specs(value["inputs"]), specs(value["outputs"]))
+
+    def __str__(self) -> str:
+        inputs = ", ".join(map(str, self.inputs))
+        outputs = ", ".join(map(str, self.outputs))
+        return f"{self.key}: {inputs} -> {outputs}"
