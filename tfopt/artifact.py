@@ -88,7 +88,7 @@ class Artifact:
                 notes=tuple(value["notes"]),
                 measured_on=value["measured_on"],
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}); convert the model again.") from error
 
     def copy_to(self, folder: str | Path, **changes: Any) -> Artifact:

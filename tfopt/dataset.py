@@ -14,6 +14,7 @@ import importlib
 import itertools
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def write(
         ExampleWriter(folder / "calibration") as calibration,
         ExampleWriter(folder / "evaluation") as evaluation,
     ):
+        is_calibration: Callable[[int], bool] | None
         if stream.train is not None:
             count = min(num_calibration, stream.num_train)
             split = f"{count} of {stream.num_train} training examples, chosen with seed {seed}"
@@ -157,7 +159,8 @@ def _by_hash(seed: int) -> Callable[[int], bool]:
 
     def is_calibration(index: int) -> bool:
         digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < limit
+        # The first is always evaluated: there may be no other.
+        return index > 0 and int.from_bytes(digest, "big") < limit
 
     return is_calibration
 
@@ -209,13 +212,13 @@ class _Fitter:
         dtype = np.dtype(spec.dtype)
         if array.dtype == dtype:
             return array
-        if np.can_cast(array.dtype, dtype, "safe"):
+        # NumPy calls int64 to float64 safe too, although large values are rounded.
+        if array.itemsize < dtype.itemsize and np.can_cast(array.dtype, dtype, "safe"):
             self._casts[spec.name] = f"{array.dtype} to {dtype}"
             return array  # kept small on disk; cast when it is read
         with np.errstate(all="ignore"):
             cast = array.astype(dtype)
-        is_float = array.dtype.kind == "f"
-        if not np.array_equal(cast.astype(array.dtype), array, equal_nan=is_float):
+        if not _is_same(array, cast):
             raise self._wrong_dtype(spec, array)
         self._casts[spec.name] = f"{array.dtype} to {dtype}"
         return cast
@@ -226,6 +229,24 @@ class _Fitter:
             f"Data for input {spec.name!r} is {array.dtype}; the model takes {spec.dtype}, which "
             f"cannot hold every value; save the data as {spec.dtype}."
         )
+
+
+def _is_same(array: np.ndarray, cast: np.ndarray) -> bool:
+    """Whether a cast kept every value: there and back again, and inside what integers hold.
+
+    The way back alone proves nothing: uint8 200 to int8 is -56, and back it is 200.
+    """
+    with np.errstate(all="ignore"):
+        back = cast.astype(array.dtype)
+    if not np.array_equal(back, array, equal_nan=array.dtype.kind == "f"):
+        return False
+    for values, other in ((array, cast.dtype), (cast, array.dtype)):
+        if other.kind in "iu" and values.size:
+            limits = np.iinfo(other)
+            # Python compares whole numbers with floats exactly.
+            if values.min().item() < limits.min or values.max().item() > limits.max:
+                return False
+    return True
 
 
 class _Stream:
@@ -258,17 +279,24 @@ class _Stream:
         if isinstance(data, _Npz) or (
             isinstance(data, Mapping) and all(_is_column(value) for value in data.values())
         ):
+            if isinstance(data, Mapping):
+                # Tensors have dtypes of their own; an h5py data set is left on disk.
+                data = {
+                    name: value if isinstance(value.dtype, np.dtype) else np.asarray(value)
+                    for name, value in data.items()
+                }
             self._open_columns(data)
         else:
             self.test = lambda: self._elements(_iterate(data))
 
     def _open_columns(self, columns: Any) -> None:
         names = set(columns.keys())
-        has_test = any(name.endswith("_test") for name in names)
+        others = names.difference(self._signature.input_names)
+        has_test = any(name.endswith("_test") for name in others)
         test = self._match(names, "_test" if has_test else "")
         self.num_test = _common_length(columns, test)
         self.test = lambda: _cut(columns, test)
-        if has_test and any(name.endswith("_train") for name in names):
+        if has_test and any(name.endswith("_train") for name in others):
             train = self._match(names, "_train")
             self.num_train = _common_length(columns, train)
             self.train = lambda: _cut(columns, train)
@@ -351,11 +379,25 @@ def _is_pair_of_pairs(data: Any) -> bool:
 
 
 def _to_numpy(value: Any) -> np.ndarray:
-    return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
+    if hasattr(value, "numpy"):
+        value = value.numpy()
+    try:
+        # As an object, since the S dtype drops trailing zero bytes.
+        return np.asarray(value, object if isinstance(value, (bytes, str)) else None)
+    except ValueError as error:
+        raise InputError(
+            f"The data yields {type(value).__name__} that is no array ({error}); yield arrays, "
+            "and x and y as a tuple."
+        ) from error
 
 
 def _iterate(data: Any) -> Iterable[Any]:
     """Elements of whatever is left: a PyDataset, a tf.data.Dataset, a function, an iterable."""
+    if isinstance(data, Mapping):
+        kinds = ", ".join(sorted({type(value).__name__ for value in data.values()}))
+        raise InputError(
+            f"The data is a dict of {kinds}; expected NumPy arrays with one row an example."
+        )
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return (data[index] for index in range(len(data)))
     if callable(data) and not hasattr(data, "__iter__"):
@@ -369,6 +411,11 @@ def _iterate(data: Any) -> Iterable[Any]:
 
 
 def _common_length(columns: Any, members: dict[str, str]) -> int:
+    for member in members.values():
+        if not columns[member].shape:
+            raise InputError(
+                f"The array {member!r} holds a single number; expected one row an example."
+            )
     lengths = {member: columns[member].shape[0] for member in members.values()}
     if len(set(lengths.values())) > 1:
         raise InputError(
@@ -415,6 +462,9 @@ def _open_text(text: str) -> Any:
     return found if hasattr(data, "__next__") else data
 
 
+_DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError)
+
+
 class _Npz:
     """The members of an .npz file, read as streams whether compressed or not."""
 
@@ -423,8 +473,8 @@ class _Npz:
             raise InputError(f"No data at {path}: it does not exist; expected an .npz file.")
         try:
             with zipfile.ZipFile(path) as archive:
-                self._members = {
-                    name.removesuffix(".npy"): _Member(path, name)
+                self._files = {
+                    name.removesuffix(".npy"): name
                     for name in archive.namelist()
                     if name.endswith(".npy")
                 }
@@ -432,11 +482,16 @@ class _Npz:
             raise InputError(
                 f"{path} is no .npz file ({error}); write it with numpy.savez."
             ) from error
+        self._path = path
+        self._members: dict[str, _Member] = {}
 
     def keys(self) -> Iterable[str]:
-        return self._members.keys()
+        return self._files.keys()
 
     def __getitem__(self, name: str) -> _Member:
+        # Members that nobody asks for may hold anything.
+        if name not in self._members:
+            self._members[name] = _Member(self._path, self._files[name])
         return self._members[name]
 
 
@@ -450,14 +505,17 @@ class _Member:
 
     def open(self) -> Any:
         """A stream that stands at the first example."""
-        stream = zipfile.ZipFile(self._path).open(self._name)  # noqa: SIM115
-        version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        self.shape, is_fortran, self.dtype = read(stream)
+        try:
+            stream = zipfile.ZipFile(self._path).open(self._name)  # noqa: SIM115
+            version = np.lib.format.read_magic(stream)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            self.shape, is_fortran, self.dtype = read(stream)
+        except (ValueError, *_DAMAGES) as error:
+            raise self._damaged(error) from error
         if self.dtype.hasobject or (is_fortran and len(self.shape) > 1):
             what = "holds Python objects" if self.dtype.hasobject else "is stored by columns"
             raise InputError(
@@ -471,12 +529,18 @@ class _Member:
         shape = (count, *self.shape[1:])
         size = int(np.prod(shape)) * self.dtype.itemsize
         pieces = []
-        while size and (piece := stream.read(size)):
-            pieces.append(piece)
-            size -= len(piece)
+        try:
+            while size and (piece := stream.read(size)):
+                pieces.append(piece)
+                size -= len(piece)
+        except _DAMAGES as error:
+            raise self._damaged(error) from error
         if size:
             raise InputError(f"{self._path} ends inside {self._name}; write it again.")
         return np.frombuffer(b"".join(pieces), self.dtype).reshape(shape)
+
+    def _damaged(self, error: Exception) -> InputError:
+        return InputError(f"{self._name} in {self._path} is damaged ({error}); write it again.")
 
 
 def calibration_batches(

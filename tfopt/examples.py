@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfopt.errors import InputError
 from tfopt.signature import Signature
 
 Arrays = dict[str, np.ndarray]
@@ -36,11 +37,20 @@ class ExampleWriter:
         self.num_examples = 0
 
     def append(self, columns: Arrays) -> None:
-        """Adds examples: arrays with one first dimension; every call has the same columns."""
+        """Adds examples: arrays with one first dimension; every call has the same columns.
+
+        Raises:
+          InputError: when columns or their dtypes are not those of the first call.
+        """
+        if self._columns and columns.keys() != self._columns.keys():
+            raise InputError(
+                f"The data yields {', '.join(columns)} after it began with "
+                f"{', '.join(self._columns)}; yield the same of every example."
+            )
         for name, array in columns.items():
             if name not in self._columns:
                 file = self._folder / f"{len(self._columns)}.bin"
-                self._columns[name] = _ColumnWriter(file, array.dtype)
+                self._columns[name] = _ColumnWriter(name, file, array.dtype)
             self._columns[name].append(array)
         self.num_examples += len(next(iter(columns.values())))
 
@@ -48,7 +58,8 @@ class ExampleWriter:
         """SHA-256 of everything written so far, however it was cut into calls."""
         digest = hashlib.sha256()
         for name, column in sorted(self._columns.items()):
-            digest.update(f"{name} {column.dtype} ".encode() + column.digest.digest())
+            digest.update(f"{name} {column.dtype} {column.shapes} ".encode())
+            digest.update(column.digest.digest())
         return digest.hexdigest()
 
     def __enter__(self) -> ExampleWriter:
@@ -63,17 +74,24 @@ class ExampleWriter:
 
 
 class _ColumnWriter:
-    def __init__(self, file: Path, dtype: np.dtype):
-        self.is_string = dtype.kind in "OSU"
-        self.dtype = "string" if self.is_string else dtype.str
+    def __init__(self, name: str, file: Path, dtype: np.dtype):
+        self.dtype = _dtype_name(dtype)
+        self.is_string = self.dtype == "string"
+        self._name, self._numpy_dtype = name, dtype
         self.digest = hashlib.sha256()
         self._file = file
         self._stream = file.open("wb")
         self._shapes: list[tuple[int, ...]] = []
         self._lengths: list[int] = []
         self._is_ragged = False
+        self._count = 0
 
     def append(self, array: np.ndarray) -> None:
+        if _dtype_name(array.dtype) != self.dtype:
+            raise InputError(
+                f"The data's column {self._name!r} changes from {self._numpy_dtype} to "
+                f"{array.dtype}; yield one dtype."
+            )
         if self.is_string:
             # Strings have no fixed size: each example is a JSON list, with its length kept.
             rows = [_encode_strings(example) for example in array]
@@ -91,14 +109,19 @@ class _ColumnWriter:
             self._shapes += [shape] * len(array)
         elif not self._shapes:
             self._shapes = [shape]
-        self._count = getattr(self, "_count", 0) + len(array)
+        self._count += len(array)
+
+    @property
+    def shapes(self) -> Any:
+        """The shape of every example, or the one that all have."""
+        return self._shapes if self._is_ragged else self._shapes[0]
 
     def close(self) -> dict[str, Any]:
         self._stream.close()
         return {
             "file": self._file.name,
             "dtype": self.dtype,
-            "shapes": self._shapes if self._is_ragged else self._shapes[0],
+            "shapes": self.shapes,
             "is_ragged": self._is_ragged,
             "lengths": self._lengths,
         }
@@ -137,27 +160,31 @@ class Examples:
 
         Args:
           signature: which columns, and the dtypes to feed.
-          batch_size: examples in a batch. Consecutive examples of unequal shapes cannot share a
-            batch, and a batch that lacks examples is filled by repeating its last one, so that
-            every batch has this size.
+          batch_size: examples in a batch. Consecutive examples cannot share a batch when their
+            shapes differ, or their values of an input that has no batch dimension. A batch that
+            lacks examples is filled by repeating its last one, so that every batch has this size.
           limit: at most this many examples, evenly spread over all.
 
         Yields:
           Inputs by name; labels, or None; and how many rows are real.
         """
         count = self.num_examples
-        chosen = range(count)
+        chosen: Sequence[int] = range(count)
         if limit is not None and limit < count:
             chosen = [index * count // limit for index in range(limit)]
-        names = [spec.name for spec in signature.inputs]
+        names = [*signature.input_names, *([LABELS] if self.has_labels else [])]
+        scalars = [spec.name for spec in signature.inputs if spec.shape == ()]
+        if scalars and len(scalars) == len(signature.inputs):
+            batch_size = 1
         pending: list[int] = []
-        shape: Any = None
+        shared: Any = None
         for index in chosen:
-            new_shape = [self._columns[name].shape(index) for name in names]
-            if pending and (len(pending) == batch_size or new_shape != shape):
+            new = [self._columns[name].shape(index) for name in names]
+            new += [self.read(name, index, index + 1)[0].tolist() for name in scalars]
+            if pending and (len(pending) == batch_size or new != shared):
                 yield self._batch(signature, pending, batch_size)
                 pending = []
-            shape = new_shape
+            shared = new
             pending.append(index)
         if pending:
             yield self._batch(signature, pending, batch_size)
@@ -188,7 +215,7 @@ class _ColumnReader:
     def __init__(self, folder: Path, column: dict[str, Any]):
         self._path = folder / column["file"]
         self._is_string = column["dtype"] == "string"
-        self._dtype = None if self._is_string else np.dtype(column["dtype"])
+        self._dtype = np.dtype(object if self._is_string else column["dtype"])
         self._is_ragged = column["is_ragged"]
         self._shapes = column["shapes"]
         self._offsets: np.ndarray | None = None
@@ -228,7 +255,14 @@ class _ColumnReader:
 
 
 def _as_input(array: np.ndarray, dtype: str) -> np.ndarray:
-    return array if dtype == "string" else np.ascontiguousarray(array, np.dtype(dtype))
+    return array if dtype == "string" else np.asarray(array, np.dtype(dtype), order="C")
+
+
+def _dtype_name(dtype: np.dtype) -> str:
+    """How a dtype is written down; NumPy knows bfloat16 and its like by name only."""
+    if dtype.kind in "OSU":
+        return "string"
+    return dtype.name if dtype.kind == "V" else dtype.str
 
 
 def _encode_strings(example: Any) -> bytes:

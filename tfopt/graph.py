@@ -113,6 +113,13 @@ class FrozenGraph:
             tuple(tensor.name for tensor in frozen.outputs),
         )
 
+    @property
+    def has_loops(self) -> bool:
+        """Whether the graph holds while loops."""
+        functions = self.graph_def.library.function
+        nodes = [*self.graph_def.node, *(node for f in functions for node in f.node_def)]
+        return any(node.op in ("While", "StatelessWhile") for node in nodes)
+
     def with_batch_size(self, batch_size: int) -> FrozenGraph:
         """The same graph for one batch size, shapes that follow from it folded to constants.
 

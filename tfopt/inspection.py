@@ -163,8 +163,12 @@ def _read_weights(source: sources.Source) -> tuple[list[_Weight], Counter[str]]:
         graph_def = source.frozen_graph().graph_def
         nodes = [*graph_def.node, *(n for f in graph_def.library.function for n in f.node_def)]
         ops = Counter(node.op for node in nodes)
+        # A frozen variable has no name of its own; the op that reads it stands in its layer.
+        readers = {
+            node.input[0].split(":")[0]: node.name for node in nodes if node.op == "Identity"
+        }
         arrays = [
-            (_layer(node.name), tf.make_ndarray(node.attr["value"].tensor))
+            (_layer(readers.get(node.name, node.name)), tf.make_ndarray(node.attr["value"].tensor))
             for node in nodes
             if node.op == "Const"
         ]
@@ -203,8 +207,8 @@ def _read_tflite(path: Path) -> tuple[list[_Weight], Counter[str]]:
 
 def _layer(name: str) -> str:
     """The layer that a constant of a frozen graph belongs to."""
-    parts = [part for part in name.split("/") if part != "StatefulPartitionedCall"]
-    return "/".join(parts[:-2]) or parts[0] if len(parts) > 2 else parts[0]
+    parts = [part for part in name.split("/") if not part.endswith("PartitionedCall")]
+    return "/".join(parts[:-2]) if len(parts) > 2 else parts[0]
 
 
 def _duplicated_bytes(source: sources.Source) -> int:

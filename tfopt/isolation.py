@@ -52,14 +52,20 @@ class Worker:
       log: file that gets everything the child prints.
       limits: for each call.
       import_modules: modules that register TensorFlow custom ops; imported at the start.
+      preload: modules that the functions need anyway; importing them counts as start-up.
     """
 
     def __init__(
-        self, log: str | Path, limits: Limits | None = None, import_modules: Sequence[str] = ()
+        self,
+        log: str | Path,
+        limits: Limits | None = None,
+        import_modules: Sequence[str] = (),
+        preload: Sequence[str] = (),
     ):
         self._log = Path(log)
         self._limits = limits or Limits()
         self._import_modules = tuple(import_modules)
+        self._preload = tuple(preload)
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._memory_at_start = 0
@@ -141,7 +147,7 @@ class Worker:
             )
         theirs.close()
         self._connection = ours
-        ours.send(self._import_modules)
+        ours.send((self._preload, self._import_modules))
         try:
             is_error, value = self._wait()
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -183,7 +189,8 @@ class Worker:
             code = 0
         how = f"ended with status {code}"
         if code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
+            known = {int(item): item.name for item in signal.Signals}
+            how = f"was ended by {known.get(-code, f'signal {-code}')}"
         self.close(kill=True)
         return WorkerError(f"The process {how}; its output is in {self._log}.")
 
@@ -192,12 +199,16 @@ def _serve(connection: Connection) -> None:
     """The child's loop: call what comes in, send back what comes out."""
     _end_with_parent(os.getppid())
     known = (InputError, ConversionError, ResultError)
-    try:
-        for module in connection.recv():
+    preload, import_modules = connection.recv()
+    for module in preload:
+        importlib.import_module(module)
+    for module in import_modules:
+        try:
             importlib.import_module(module)
-    except ImportError as error:
-        connection.send((True, InputError(f"--import_module: {error}.")))
-        return
+        except Exception as error:  # ops that do not load raise errors of TensorFlow
+            reason = f"--import_module={module} cannot be imported ({_reason(error)})."
+            connection.send((True, InputError(reason)))
+            return
     connection.send((False, None))
     while True:
         try:
@@ -213,12 +224,15 @@ def _serve(connection: Connection) -> None:
             import traceback
 
             traceback.print_exc()
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-            result = (True, WorkerError(reason))
+            result = (True, WorkerError(_reason(error)))
         sys.stdout.flush()
         sys.stderr.flush()
         connection.send(result)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def find_function(name: str) -> Callable[..., Any]:

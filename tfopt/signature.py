@@ -28,6 +28,17 @@ class TensorSpec:
             shape = f"({', '.join('?' if d is None else str(d) for d in self.shape)})"
         return f"{self.name} {self.dtype} {shape}"
 
+    def accepts(self, array: Any) -> bool:
+        """Whether an array has this dtype and fits this shape."""
+        is_string = array.dtype.kind in "OSU"
+        if is_string != (self.dtype == "string") or not (is_string or array.dtype == self.dtype):
+            return False
+        if self.shape is None:
+            return True
+        return len(self.shape) == len(array.shape) and all(
+            want is None or want == got for want, got in zip(self.shape, array.shape, strict=True)
+        )
+
     def with_batch_size(self, batch_size: int) -> TensorSpec:
         """The same tensor with its first dimension fixed, if it was free."""
         if not self.shape or self.shape[0] is not None:

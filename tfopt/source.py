@@ -57,15 +57,24 @@ class Source:
     import_modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def frozen_graph(self) -> FrozenGraph:
-        """The frozen graph, read from disk.
+    @property
+    def frozen_folder(self) -> Path:
+        """The SavedModel of the frozen graph.
 
         Raises:
           ConversionError: when the model could not be frozen; says why.
         """
         if self.frozen is None:
             raise ConversionError(self.notes[-1])
-        return FrozenGraph.from_saved_model(self.frozen)
+        return self.frozen
+
+    def frozen_graph(self) -> FrozenGraph:
+        """The frozen graph, read from disk.
+
+        Raises:
+          ConversionError: when the model could not be frozen; says why.
+        """
+        return FrozenGraph.from_saved_model(self.frozen_folder)
 
 
 def check_path(path: str | Path) -> Path:
@@ -169,10 +178,10 @@ def prepare(
                 f"{path} cannot be loaded: {first_line(error)}; export the model again, or name "
                 "its custom ops with --import_module."
             ) from error
+    kind = "saved_model" if kind == "keras" else str(kind)
     source = Source(
-        name, kind if kind != "keras" else "saved_model", path, frozen, model_signature, sha256,
-        tuple(import_modules), tuple(notes),
-    )  # fmt: skip
+        name, kind, path, frozen, model_signature, sha256, tuple(import_modules), tuple(notes)
+    )
     value = dataclasses.asdict(source) | {"path": str(path), "signature": str(model_signature)}
     value["frozen"] = None if frozen is None else str(frozen)
     (folder / "source.json").write_text(json.dumps(value, indent=2) + "\n")

@@ -72,7 +72,7 @@ class Variant:
     @property
     def slug(self) -> str:
         """The name as a folder name without parentheses and commas."""
-        return re.sub(r"[^A-Za-z0-9_.@=-]+", "-", str(self)).replace("-@", "@")
+        return re.sub(r"[^A-Za-z0-9_.@=+-]+", "-", str(self)).replace("-@", "@")
 
     def __str__(self) -> str:
         return f"{self.spec}@{self.runtime}"
@@ -103,7 +103,8 @@ def _parse_value(text: str) -> Value:
         return text == "True"
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             continue
+        return value if value == value else text  # NaN equals nothing, itself included
     return text

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = flags.FlagValues()
     module.define_flags(values)
     if any(item in ("--help", "-h", "--helpfull") for item in rest):
-        print(f"{module.__doc__.strip()}\n\nFlags:{values.get_help()}")
+        print(f"{(module.__doc__ or '').strip()}\n\nFlags:{values.get_help()}")
         return DONE
     try:
         positional = values(["tfopt", *rest], known_only=False)[1:]

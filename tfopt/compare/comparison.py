@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tfopt.errors import InputError
 
@@ -172,7 +172,7 @@ class _replace:  # noqa: N801
         self._path = path
         self._unfinished = path.with_name(f".{path.name}.{os.getpid()}")
 
-    def __enter__(self):
+    def __enter__(self) -> TextIO:
         self._file = self._unfinished.open("w", encoding="utf-8", newline="")
         return self._file
 

@@ -135,6 +135,11 @@ def choose_metric(output_shape: tuple[int | None, ...] | None, labels: np.ndarra
     """
     if labels is None:
         return AGREEMENT
+    if labels.dtype.kind not in "biuf":
+        raise InputError(
+            "The labels are text, which no metric of tfopt compares; save class numbers, or give "
+            "--metric=package.module:function."
+        )
     width = output_shape[-1] if output_shape and len(output_shape) > 1 else 1
     if width is None or width > 1:
         is_class = labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1)
@@ -184,20 +189,23 @@ class Evaluation:
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        values = {name: np.asarray(v) for name, v in vars(self).items() if name != "outputs"}
+        values: dict[str, Any] = {k: np.asarray(v) for k, v in vars(self).items() if k != "outputs"}
         values.update({f"output:{name}": value for name, value in self.outputs.items()})
+        # Text is kept as bytes: objects would be pickled.
+        values = {k: v.astype(bytes) if v.dtype.kind == "O" else v for k, v in values.items()}
         np.savez_compressed(path, **values)
 
     @classmethod
     def open(cls, path: Path) -> Evaluation:
         """Reads what `save` wrote."""
         with np.load(path) as file:
-            values = {name: file[name] for name in file.files if not name.startswith("output:")}
-            outputs = {
-                name.removeprefix("output:"): file[name]
-                for name in file.files
-                if name.startswith("output:")
-            }
+            values = {name: file[name] for name in file.files}
+        values = {k: v.astype(object) if v.dtype.kind == "S" else v for k, v in values.items()}
+        outputs = {
+            name.removeprefix("output:"): values.pop(name)
+            for name in list(values)
+            if name.startswith("output:")
+        }
         for name in ("metric", "level", "higher_is_better", "max_abs_error"):
             values[name] = values[name].item()
         return cls(**values, outputs=outputs)
@@ -210,20 +218,26 @@ def accuracy_drop(baseline: Evaluation, candidate: Evaluation) -> statistics.Int
     Without labels the drop is the share of examples on which the two disagree (for outputs that
     are no classes: the relative error), which is the most that a metric of decisions can lose.
     """
-    if len(candidate.agreement) < 2:
-        # One example tells nothing about others: whatever was seen, it could be anything.
-        lost = _value(baseline) - _value(candidate)
-        return statistics.Interval(lost, -math.inf, math.inf)
     if candidate.metric == AGREEMENT:
         is_decision = not np.isnan(candidate.agreement).any()
         lost = 1 - candidate.agreement if is_decision else candidate.relative_error
+        if len(lost) < 2:
+            return _boundless(float(lost.mean()))
         if is_decision and np.isin(lost, (0, 1)).all():
             return statistics.paired_proportion_bound(np.ones_like(lost), 1 - lost)
         return statistics.paired_mean_bound(lost)
     if candidate.level == "ranking":
+        num_positive = np.count_nonzero(candidate.labels)
+        if min(num_positive, len(candidate.labels) - num_positive) < 2:
+            return _boundless(
+                statistics.auc(candidate.labels, baseline.scores)
+                - statistics.auc(candidate.labels, candidate.scores)
+            )
         return statistics.paired_auc_bound(candidate.labels, baseline.scores, candidate.scores)
     sign = 1.0 if candidate.higher_is_better else -1.0
     before, after = sign * baseline.scores, sign * candidate.scores
+    if len(candidate.labels if candidate.level == "set" else candidate.scores) < 2:
+        return _boundless(float(before.mean() - after.mean()))
     if candidate.level == "set":
         score = find_metric(candidate.metric).score
 
@@ -234,16 +248,20 @@ def accuracy_drop(baseline: Evaluation, candidate: Evaluation) -> statistics.Int
             )
             return sign * (before - after)
 
-        return statistics.bootstrap_bound(drop, len(candidate.labels))
-    if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+        try:
+            return statistics.bootstrap_bound(drop, len(candidate.labels))
+        except ValueError as error:
+            raise InputError(f"Metric {candidate.metric!r} has no interval: {error}") from error
+    if np.isin(baseline.scores, (0, 1)).all() and np.isin(candidate.scores, (0, 1)).all():
+        # What is lost when 0 is better is what is gained when 1 is.
+        before, after = (before, after) if candidate.higher_is_better else (1 + before, 1 + after)
         return statistics.paired_proportion_bound(before, after)
     return statistics.paired_mean_bound(before - after)
 
 
-def _value(evaluation: Evaluation) -> float:
-    if evaluation.metric == AGREEMENT:
-        return float(np.nan_to_num(evaluation.agreement).sum())
-    return (1.0 if evaluation.higher_is_better else -1.0) * float(evaluation.scores.mean())
+def _boundless(lost: float) -> statistics.Interval:
+    """One example tells nothing about others: whatever was seen, it could be anything."""
+    return statistics.Interval(lost, -math.inf, math.inf)
 
 
 def evaluate(
@@ -321,6 +339,7 @@ class _Collect:
 
     def __init__(self, found: Metric):
         self.level = found.level
+        self._is_custom = found.level == "custom"
         self._metric = found
         self._scores: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
@@ -336,7 +355,7 @@ class _Collect:
             )
         scores: Any = None
         if self.level != "set":
-            given = _given(outputs) if self.level == "custom" else output
+            given = _given(outputs) if self._is_custom else output
             scores = np.asarray(self._metric.score(given, labels), np.float64)
             if self.level == "custom":
                 self.level = "set" if scores.ndim == 0 else "example"
@@ -413,14 +432,16 @@ class _Compare:
             difference = np.nan_to_num(np.abs(value - flat), nan=0.0, posinf=0.0)
         self.max_abs_error = max(self.max_abs_error, float(difference.max(initial=0.0)))
         if name == self._output_name:
-            norm = np.maximum(np.linalg.norm(np.nan_to_num(flat), axis=1), 1e-12)
+            finite = np.where(np.isfinite(flat), flat, 0.0)
+            norm = np.maximum(np.linalg.norm(finite, axis=1), 1e-12)
             self.relative_error.append(np.linalg.norm(difference, axis=1) / norm)
             self.agreement.append(_agreement(value.reshape(reference.shape), reference))
 
 
 def _agreement(value: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """The share of decisions that are equal, for each example; NaN where there are none."""
-    if reference.ndim >= 2 and reference.shape[-1] > 1 and reference.dtype.kind == "f":
+    is_float = reference.dtype.kind in "fV"  # bfloat16 is V to NumPy
+    if reference.ndim >= 2 and reference.shape[-1] > 1 and is_float:
         same = value.argmax(-1) == reference.argmax(-1)
     elif reference.dtype.kind in "iub":
         same = value == reference
@@ -444,7 +465,8 @@ def _top_k(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
             f"{len(outputs)} examples."
         )
     # A tie counts as the lower class number, as argmax does.
-    best = np.argsort(-outputs, axis=1, kind="stable")[:, :k]
+    # As floats: -128 has no opposite in int8.
+    best = np.argsort(-outputs.astype(np.float64), axis=1, kind="stable")[:, :k]
     return (best == labels[:, None]).any(1).astype(np.float64)
 
 

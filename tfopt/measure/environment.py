@@ -84,6 +84,15 @@ def _status_bytes(pid: int | str, key: str) -> int:
     return 0
 
 
+def cpu_times() -> tuple[float, float]:
+    """Processor time since boot, all of it and what a hypervisor gave to others; 0 if unknown."""
+    line = _read("/proc/stat").partition("\n")[0].split()
+    if len(line) < 9 or line[0] != "cpu":
+        return 0.0, 0.0
+    times = [float(value) for value in line[1:9]]
+    return sum(times), times[7]
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text()
@@ -102,6 +111,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _system() -> str:
+    """As `platform.platform()`, which would start `uname -p`."""
+    system = platform.uname()
+    parts = [system.system, system.release, system.machine, "".join(platform.libc_ver())]
+    return "-".join(filter(None, parts))
+
+
 def describe() -> dict[str, Any]:
     """Everything about the machine that a measurement is recorded with."""
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
@@ -111,7 +127,7 @@ def describe() -> dict[str, Any]:
         "cpu_flags": sorted(flag for flag in cpu_flags() if flag.startswith(interesting)),
         "num_cores": num_cores(),
         "memory_bytes": memory_bytes(),
-        "system": platform.platform(),
+        "system": _system(),
         "frequency_governor": governor or None,
         "load_average_1min": os.getloadavg()[0],
         "versions": versions(),

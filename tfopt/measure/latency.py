@@ -18,7 +18,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tfopt.measure import statistics
+import numpy as np
+
+from tfopt.measure import environment, statistics
 from tfopt.runtimes.base import Arrays, Session
 
 MIN_BLOCK_S = 0.02
@@ -38,11 +40,13 @@ class Timing:
       warm_up_s: the calls before the model was stable; the first contains compilation.
       settle_s: the first calls of each block after a change of model; in no statistic.
       blocks_s: one list for each block; block i of every model of a run was taken at one time.
+      steal_share: of the processor time that a hypervisor gave to others during the run, 0…1.
     """
 
     warm_up_s: list[float]
     settle_s: list[list[float]]
     blocks_s: list[list[float]]
+    steal_share: float = 0.0
 
     @property
     def values_s(self) -> list[float]:
@@ -102,7 +106,7 @@ def time_sessions(
     order, shuffle = list(calls), random.Random(seed).shuffle
     settle: dict[str, list[list[float]]] = {name: [] for name in calls}
     blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
-    begin = time.perf_counter()
+    begin, cpu_before = time.perf_counter(), environment.cpu_times()
     for index in range(MAX_BLOCKS):
         shuffle(order)
         for name in order:
@@ -114,12 +118,24 @@ def time_sessions(
                 break
             if (index + 1) % 5 == 0 and _is_narrow(blocks, interval_width):
                 break
-    return {name: Timing(warm_up[name], settle[name], blocks[name]) for name in calls}
+    total, steal = (
+        after - before for before, after in zip(cpu_before, environment.cpu_times(), strict=True)
+    )
+    share = steal / total if total else 0.0
+    return {name: Timing(warm_up[name], settle[name], blocks[name], share) for name in calls}
 
 
 def speedup(baseline: Timing, candidate: Timing, seed: int = 0) -> statistics.Interval:
     """How many times faster the candidate is, with its 95 % interval; taken in one run."""
-    return statistics.median_ratio(baseline.blocks_s, candidate.blocks_s, seed=seed)
+    return _ratio(baseline.blocks_s, candidate.blocks_s, seed)
+
+
+def _ratio(
+    baseline: list[list[float]], candidate: list[list[float]], seed: int = 0
+) -> statistics.Interval:
+    return statistics.median_ratio(
+        [np.array(block) for block in baseline], [np.array(block) for block in candidate], seed=seed
+    )
 
 
 def _caller(session: Session, batches: Sequence[Arrays]) -> Callable[[], float]:
@@ -163,7 +179,7 @@ def _block(call: Callable[[], float], count: int) -> tuple[list[float], list[flo
 def _is_narrow(blocks: Mapping[str, list[list[float]]], width: float) -> bool:
     baseline, *others = blocks.values()
     for other in others:
-        ratio = statistics.median_ratio(baseline, other)
+        ratio = _ratio(baseline, other)
         if ratio.high - ratio.low > width * ratio.estimate:
             return False
     return True

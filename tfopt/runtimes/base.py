@@ -152,17 +152,24 @@ class Session(abc.ABC):
     ) -> None:
         self.close()
 
-    def wrong_inputs(self, inputs: Arrays, error: BaseException) -> InputError:
-        """The error for inputs that the runtime refused."""
-        got = ", ".join(
-            f"{name} {getattr(value, 'dtype', type(value).__name__)} {np.shape(value)}"
-            for name, value in inputs.items()
-        )
-        want = ", ".join(map(str, self.signature.inputs))
-        reason = str(error).strip().splitlines()
-        return InputError(
-            f"The inputs do not fit: got {got}; expected {want} ({reason[0] if reason else error})."
-        )
+    def check_inputs(self, inputs: Arrays, error: BaseException) -> None:
+        """Called when the runtime failed: was it for the inputs?
+
+        Raises:
+          InputError: when names, shapes or dtypes do not fit the signature.
+        """
+        try:
+            got = ", ".join(f"{name} {x.dtype} {x.shape}" for name, x in inputs.items())
+            fits = set(inputs) == set(self.signature.input_names) and all(
+                spec.accepts(inputs[spec.name]) for spec in self.signature.inputs
+            )
+        except AttributeError:
+            got, fits = f"{type(inputs).__name__} of something else than arrays", False
+        if not fits:
+            want = ", ".join(map(str, self.signature.inputs))
+            raise InputError(
+                f"The inputs do not fit: got {got or 'nothing'}; expected {want}."
+            ) from error
 
 
 class Runtime(abc.ABC):

@@ -39,8 +39,6 @@ class LiteRTSession(Session):
 
     def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
         interpreter = self._interpreter
-        if len(inputs) != len(self._inputs):
-            raise self.wrong_inputs(inputs, ValueError("too many or too few"))
         try:
             shapes = [inputs[port.name].shape for port in self._inputs]
             if shapes != self._shapes:
@@ -50,9 +48,10 @@ class LiteRTSession(Session):
                 self._shapes = shapes
             for port in self._inputs:
                 interpreter.set_tensor(port.index, port.quantize(inputs[port.name]))
-        except (KeyError, AttributeError, ValueError) as error:
-            self._shapes = []
-            raise self.wrong_inputs(inputs, error) from error
+        except Exception as error:
+            self._shapes = []  # so that the next call allocates anew
+            self.check_inputs(inputs, error)
+            raise
         interpreter.invoke()
         return {
             port.name: port.dequantize(interpreter.get_tensor(port.index)) for port in self._outputs
@@ -221,6 +220,11 @@ def _calibrate(converter: Any, conversion: Conversion) -> None:
         for batch in conversion.calibration_batches():
             yield SIGNATURE_KEY, batch
 
+    if conversion.source.frozen_graph().has_loops:
+        raise ConversionError(
+            "LiteRT cannot calibrate models with loops (LSTM, GRU): its calibrator crashes; "
+            "dynamic_range and float16 work."
+        )
     next(iter(conversion.calibration_batches()))
     _optimize(converter)
     converter.representative_dataset = examples
@@ -228,10 +232,9 @@ def _calibrate(converter: Any, conversion: Conversion) -> None:
 
 def _convert(conversion: Conversion, configure: Callable[[Any], None]) -> None:
     """Converts the frozen graph, with a fixed batch size where the converter insists on one."""
-    conversion.source.frozen_graph()
     fixed = conversion.signature.with_batch_size(conversion.batch_size)
     try:
-        content = _run_converter(conversion.source.frozen, configure)
+        content = _run_converter(conversion.source.frozen_folder, configure)
     except ConversionError:
         if fixed == conversion.signature:
             raise
@@ -248,7 +251,7 @@ def _convert(conversion: Conversion, configure: Callable[[Any], None]) -> None:
     (conversion.folder / FILE).write_bytes(content)
 
 
-def _run_converter(folder: Path | None, configure: Callable[[Any], None]) -> bytes:
+def _run_converter(folder: Path, configure: Callable[[Any], None]) -> bytes:
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(

@@ -48,11 +48,8 @@ class OnnxRuntimeSession(Session):
     def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
         try:
             outputs = self._session.run(None, inputs)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise self.wrong_inputs(inputs, error) from error
-        except Exception as error:  # ONNX Runtime's own errors have no common base class
-            if type(error).__name__ == "InvalidArgument":
-                raise self.wrong_inputs(inputs, error) from error
+        except Exception as error:
+            self.check_inputs(inputs, error)
             raise
         return dict(zip(self._names, outputs, strict=True))
 

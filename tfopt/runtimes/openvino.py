@@ -48,8 +48,9 @@ class OpenVinoSession(Session):
             shapes = tuple([value.shape for value in inputs.values()])
             request = self._requests.get(shapes) or self._compile(inputs)
             results = request.infer(inputs)
-        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise self.wrong_inputs(inputs, error) from error
+        except Exception as error:
+            self.check_inputs(inputs, error)
+            raise
         return dict(zip(self._names, results.values(), strict=True))
 
     def close(self) -> None:  # noqa: D102
@@ -97,8 +98,7 @@ class OpenVino(Runtime):
 
         path = conversion.source.path
         if conversion.source.kind == "saved_model":
-            conversion.source.frozen_graph()
-            path = conversion.source.frozen
+            path = conversion.source.frozen_folder
         try:
             model = openvino.convert_model(path)
         except Exception as error:  # the front ends raise errors of several kinds

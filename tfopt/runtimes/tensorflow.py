@@ -32,8 +32,9 @@ class TensorFlowSession(Session):
         constant = self._constant
         try:
             outputs = self._function(**{name: constant(value) for name, value in inputs.items()})
-        except (TypeError, ValueError) as error:
-            raise self.wrong_inputs(inputs, error) from error
+        except Exception as error:
+            self.check_inputs(inputs, error)
+            raise
         return {name: value.numpy() for name, value in outputs.items()}
 
     def close(self) -> None:  # noqa: D102

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs all checks and tests: scripts/test.sh [--tf2.17] [arguments of pytest]
+# With --tf2.17: the golden tests only, with TensorFlow 2.17. $PYTHON names the interpreter to use.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/venv.sh
+
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
+
+if [[ ${1:-} == --tf2.17 ]]; then
+  shift
+  install .venv-tf2.17 "3.11 3.12" constraints-tf2.17.txt \
+    --editable=. hypothesis pytest scikit-learn tf_keras
+  export TFOPT_TEST_WITHOUT=openvino
+  .venv-tf2.17/bin/python -m pytest -q tests/test_goldens.py tests/runtimes "$@"
+  exit
+fi
+
+install .venv "3.11 3.12 3.13" constraints.txt '--editable=.[dev]'
+bin=.venv/bin
+$bin/ruff check .
+$bin/ruff format --check .
+$bin/mypy
+$bin/python -m pytest -q "$@"

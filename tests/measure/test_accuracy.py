@@ -1,0 +1,684 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tfopt.artifact import Artifact
+from tfopt.errors import ConversionError, InputError
+from tfopt.examples import LABELS, Examples, ExampleWriter
+from tfopt.measure import accuracy, statistics
+from tfopt.runtimes.base import Session
+from tfopt.signature import Signature, TensorSpec
+from tfopt.variant import Variant
+
+
+class NumPySession(Session):
+    """A model that is a NumPy function of its input `x`."""
+
+    def __init__(self, function, input_shape=(None, 3), num_outputs=1):
+        names = [f"out{index}" for index in range(num_outputs)]
+        signature = Signature(
+            "serving_default",
+            (TensorSpec("x", input_shape, "float32"),),
+            tuple(TensorSpec(name, None, "float32") for name in names),
+        )
+        variant = Variant("float32", "numpy")
+        super().__init__(Artifact(Path(), variant, None, "", signature, 0, 0, {}))
+        self._function = function
+        self.batch_sizes = []
+
+    def run(self, inputs):
+        self.batch_sizes.append(len(inputs["x"]) if inputs["x"].ndim else None)
+        found = self._function(inputs["x"])
+        return found if isinstance(found, dict) else {"out0": found}
+
+    def close(self):
+        pass
+
+
+def examples_of(folder, x, labels=None):
+    with ExampleWriter(folder) as writer:
+        columns = {"x": np.asarray(x, np.float32)}
+        writer.append(columns if labels is None else {**columns, LABELS: np.asarray(labels)})
+    return Examples(folder)
+
+
+def evaluate(function, examples, metric, folder=None, *, output="out0", batch_size=4, **session):
+    """Evaluates; with a folder it is the reference that is written there, or compared with it."""
+    is_reference = folder is None or not (folder / "index.json").exists()
+    return accuracy.evaluate(
+        NumPySession(function, **session),
+        examples,
+        metric_name=metric,
+        output_name=output,
+        batch_size=batch_size,
+        reference=None if is_reference else Examples(folder),
+        write_reference=folder if is_reference else None,
+    )
+
+
+def evaluate_both(tmp_path, x, labels, metric, baseline, candidate, **options):
+    examples = examples_of(tmp_path / "examples", x, labels)
+    return tuple(
+        evaluate(function, examples, metric, tmp_path / "reference", **options)
+        for function in (baseline, candidate)
+    )
+
+
+finite = st.floats(-100, 100, width=32)
+
+
+@st.composite
+def scores_and_labels(draw):
+    count, width = draw(st.integers(1, 12)), draw(st.integers(2, 8))
+    # Few distinct scores, so that ties are common.
+    elements = draw(st.sampled_from([finite, st.integers(-2, 2).map(float)]))
+    outputs = draw(hnp.arrays(np.float32, (count, width), elements=elements))
+    labels = draw(hnp.arrays(np.int64, count, elements=st.integers(0, width - 1)))
+    return outputs, labels
+
+
+def rank(scores, label):
+    """How many classes come before the label: higher scores, and equal ones of a lower number."""
+    return sum(
+        score > scores[label] or (score == scores[label] and index < label)
+        for index, score in enumerate(scores)
+    )
+
+
+class TestMetrics:
+    @given(scores_and_labels(), st.sampled_from(["flat", "column", "one-hot", "float"]))
+    def test_top_k_by_counting(self, given_values, form):
+        outputs, labels = given_values
+        ranks = [rank(row, label) for row, label in zip(outputs, labels, strict=True)]
+        given_labels = {
+            "flat": labels,
+            "column": labels[:, None],
+            "one-hot": np.eye(outputs.shape[1])[labels],
+            "float": labels.astype(np.float32),
+        }[form]
+        np.testing.assert_array_equal(
+            accuracy.top1(outputs, given_labels), [float(r < 1) for r in ranks]
+        )
+        np.testing.assert_array_equal(
+            accuracy.top5(outputs, given_labels), [float(r < 5) for r in ranks]
+        )
+
+    def test_top1_is_argmax(self):
+        outputs = np.random.default_rng(0).normal(size=(50, 7))
+        labels = np.random.default_rng(1).integers(7, size=50)
+        np.testing.assert_array_equal(accuracy.top1(outputs, labels), outputs.argmax(1) == labels)
+
+    @pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "float16", "int64"])
+    def test_top1_of_quantized_scores(self, dtype):
+        # -128 has no opposite in int8, and neither has any number in uint8.
+        limits = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None
+        low, high = (limits.min, limits.max) if limits else (0, 1)
+        outputs = np.array([[low, high, low], [high, low, low], [low, low, high]]).astype(dtype)
+        np.testing.assert_array_equal(accuracy.top1(outputs, np.array([1, 0, 2])), [1, 1, 1])
+        np.testing.assert_array_equal(accuracy.top1(outputs, np.array([0, 1, 1])), [0, 0, 0])
+
+    @given(
+        hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 4)), elements=finite),
+        st.data(),
+    )
+    def test_errors_by_loops(self, outputs, data):
+        labels = data.draw(hnp.arrays(np.float32, outputs.shape, elements=finite))
+        differences = [
+            [float(o) - float(y) for o, y in zip(row, row_labels, strict=True)]
+            for row, row_labels in zip(outputs, labels, strict=True)
+        ]
+        np.testing.assert_allclose(
+            accuracy.mse(outputs, labels), [sum(d * d for d in r) / len(r) for r in differences]
+        )
+        np.testing.assert_allclose(
+            accuracy.mae(outputs, labels), [sum(map(abs, r)) / len(r) for r in differences]
+        )
+
+    def test_errors_of_integers_do_not_wrap(self):
+        outputs, labels = np.array([[0], [255]], np.uint8), np.array([255, 0], np.uint8)
+        np.testing.assert_array_equal(accuracy.mae(outputs, labels), [255, 255])
+        np.testing.assert_array_equal(accuracy.mse(outputs, labels), [255**2, 255**2])
+
+    @pytest.mark.parametrize("as_logits", [False, True])
+    def test_auc_scores_rank_like_the_probability_of_class_1(self, as_logits):
+        logits = np.random.default_rng(0).normal(size=(30, 2))
+        probability = np.exp(logits[:, 1]) / np.exp(logits).sum(1)
+        outputs = logits if as_logits else np.stack([1 - probability, probability], 1)
+        scores = accuracy.auc(outputs, np.zeros(30))
+        np.testing.assert_array_equal(np.argsort(scores), np.argsort(probability))
+
+    def test_auc_scores_of_one_output(self):
+        np.testing.assert_array_equal(
+            accuracy.auc(np.array([[0.5], [2.0]]), np.zeros(2)), [0.5, 2.0]
+        )
+        np.testing.assert_array_equal(accuracy.auc(np.array([0.5, 2.0]), np.zeros(2)), [0.5, 2.0])
+
+    def test_refuse_what_does_not_fit(self):
+        with pytest.raises(InputError, match=r"top1 needs one score a class.*\(3, 1\)"):
+            accuracy.top1(np.zeros((3, 1)), np.zeros(3))
+        with pytest.raises(InputError, match=r"top5 needs one score a class.*\(2, 4, 3\)"):
+            accuracy.top5(np.zeros((2, 4, 3)), np.zeros(2))
+        with pytest.raises(InputError, match=r"one label an example.*shape \(6,\) for 3"):
+            accuracy.top1(np.zeros((3, 4)), np.zeros((3, 2)))
+        with pytest.raises(InputError, match=r"Labels of shape \(3,\) cannot be compared"):
+            accuracy.mse(np.zeros((3, 4)), np.zeros(3))
+
+
+class TestChooseMetric:
+    @pytest.mark.parametrize(
+        ("shape", "labels", "expected"),
+        [
+            ((None, 10), None, "agreement"),
+            ((None, 10), np.array([0, 9, 3]), "top1"),
+            ((None, 10), np.array([[0], [9]]), "top1"),
+            ((None, 10), np.array([0.0, 9.0]), "top1"),
+            ((None, 2), np.array([True, False]), "top1"),
+            ((None, 3), np.eye(3), "top1"),
+            ((None, 3), np.eye(3)[[0, 0, 2]].astype(bool), "top1"),
+            ((None, None), np.array([1, 2]), "top1"),
+            ((None, 3), np.full((2, 3), 0.5), "mse"),
+            ((None, 3), np.ones((2, 3)), "mse"),
+            ((None, 3), np.array([0.5, 1.5]), "mse"),
+            ((None, 8, 3), np.zeros((2, 8, 3)) + 0.5, "mse"),
+            ((None, 1), np.array([0, 1, 1]), "auc"),
+            ((None, 1), np.array([[0.0], [1.0]]), "auc"),
+            ((None,), np.array([True, False]), "auc"),
+            (None, np.array([0, 1]), "auc"),
+            ((None, 1), np.array([0, 2]), "mse"),
+            ((None, 1), np.array([0.25, 1.0]), "mse"),
+        ],
+    )
+    def test_table(self, shape, labels, expected):
+        assert accuracy.choose_metric(shape, labels) == expected
+
+    @pytest.mark.parametrize("labels", [np.array(["a", "b"]), np.array([b"a", b"b"], object)])
+    @pytest.mark.parametrize("shape", [(None, 3), (None, 1)])
+    def test_text_cannot_be_compared(self, shape, labels):
+        with pytest.raises(InputError, match=r"labels are text.*--metric"):
+            accuracy.choose_metric(shape, labels)
+
+
+class TestFindMetric:
+    def test_by_name(self):
+        for name, found in accuracy.METRICS.items():
+            assert accuracy.find_metric(name) is found
+            assert found.name == name
+        assert {"top1", "top5", "mse", "mae", "auc"} <= set(accuracy.METRICS)
+        assert not accuracy.find_metric("mse").higher_is_better
+
+    def test_unknown_lists_the_names(self):
+        with pytest.raises(InputError) as caught:
+            accuracy.find_metric("top2")
+        assert "'top2'" in str(caught.value)
+        assert "package.module:function" in str(caught.value)
+        for name in accuracy.METRICS:
+            assert name in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["no_such_module:f", "json:no_such_function"])
+    def test_no_function(self, name):
+        with pytest.raises(InputError, match=rf"--metric={name} cannot be found \(.*no_such"):
+            accuracy.find_metric(name)
+
+
+@pytest.fixture
+def own_metrics(tmp_path, monkeypatch):
+    """Makes a module of metrics importable and returns its name."""
+    (tmp_path / "own_metrics.py").write_text(OWN_METRICS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_metrics"
+
+
+OWN_METRICS = """
+import numpy as np
+
+def distance(outputs, labels):
+    return np.abs(outputs[:, 0] - labels)
+distance.higher_is_better = False
+
+def is_wrong(outputs, labels):
+    return outputs.argmax(1) != labels
+is_wrong.higher_is_better = False
+
+def mean_of_both(outputs, labels):
+    return outputs["out0"][:, 0] + outputs["out1"][:, 0]
+
+def share_above(outputs, labels):
+    return float(np.mean(outputs[:, 0] > labels))
+
+def largest_error(outputs, labels):
+    return float(np.max(np.abs(outputs[:, 0] - labels)))
+largest_error.higher_is_better = False
+
+def of_positives_only(outputs, labels):
+    return float(np.mean(outputs[labels == 1, 0]))
+
+def two_numbers(outputs, labels):
+    return np.zeros((len(labels), 2))
+"""
+
+
+def first_columns(x):
+    return x[:, :2]
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("batch_size", [1, 4, 10, 64])
+    @pytest.mark.parametrize("metric", ["top1", "top5", "mse", "mae"])
+    def test_scores_do_not_depend_on_batches(self, metric, batch_size, tmp_path):
+        x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+        labels = x[:, ::-1] if metric.startswith("m") else np.arange(10) % 3
+        examples = examples_of(tmp_path, x, labels)
+        found = evaluate(np.abs, examples, metric, batch_size=batch_size)
+        expected = accuracy.METRICS[metric].score(np.abs(x), labels)
+        np.testing.assert_allclose(found.scores, expected)
+        assert found.accuracy == pytest.approx(expected.mean())
+        assert (found.metric, found.level) == (metric, "example")
+        assert found.higher_is_better == metric.startswith("top")
+        assert len(found.agreement) == 0
+        assert math.isnan(found.max_abs_error)
+
+    def test_auc_by_pairs(self, tmp_path):
+        generator = np.random.default_rng(0)
+        x, labels = generator.integers(-3, 4, size=(40, 1)), generator.integers(2, size=40)
+        found = evaluate(lambda x: x * 2, examples_of(tmp_path, x, labels[:, None]), "auc",
+                         input_shape=(None, 1))  # fmt: skip
+        pairs = [(a > b) + 0.5 * (a == b) for a in x[labels == 1, 0] for b in x[labels == 0, 0]]
+        assert found.accuracy == pytest.approx(np.mean(pairs))
+        np.testing.assert_array_equal(found.labels, labels)
+        np.testing.assert_array_equal(found.scores, 2 * x[:, 0])
+
+    @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1], [0, 1, 2]])
+    def test_auc_needs_two_classes(self, labels, tmp_path):
+        with pytest.raises(InputError, match="AUC needs labels 0 and 1, both"):
+            evaluate(np.abs, examples_of(tmp_path, np.ones((3, 3)), labels), "auc")
+
+    def test_custom_metric_per_example(self, own_metrics, tmp_path):
+        x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+        examples = examples_of(tmp_path / "x", x, np.arange(10))
+        found = evaluate(np.exp, examples, f"{own_metrics}:distance")
+        np.testing.assert_allclose(found.scores, np.abs(np.exp(x[:, 0]) - np.arange(10)))
+        assert (found.level, found.higher_is_better) == ("example", False)
+
+    def test_custom_metric_gets_all_outputs(self, own_metrics, tmp_path):
+        x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+        found = evaluate(
+            lambda x: {"out0": x, "out1": 10 * x},
+            examples_of(tmp_path / "x", x, np.arange(10)),
+            f"{own_metrics}:mean_of_both",
+            num_outputs=2,
+        )
+        np.testing.assert_allclose(found.scores, 11 * x[:, 0], rtol=1e-6)
+
+    def test_custom_metric_of_the_set(self, own_metrics, tmp_path):
+        x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+        labels = np.random.default_rng(1).normal(size=10)
+        found = evaluate(np.abs, examples_of(tmp_path / "x", x, labels),
+                         f"{own_metrics}:share_above")  # fmt: skip
+        assert found.accuracy == pytest.approx(np.mean(np.abs(x[:, 0]) > labels))
+        assert (found.level, found.higher_is_better) == ("set", True)
+        np.testing.assert_array_equal(found.outputs["out0"], np.abs(x))
+        np.testing.assert_array_equal(found.labels, labels)
+
+    def test_custom_metric_of_another_shape(self, own_metrics, tmp_path):
+        with pytest.raises(InputError, match=r"returned shape \(4, 2\) for 4 examples"):
+            evaluate(np.abs, examples_of(tmp_path / "x", np.ones((5, 3)), np.ones(5)),
+                     f"{own_metrics}:two_numbers")  # fmt: skip
+
+    def test_metric_without_labels(self, tmp_path):
+        with pytest.raises(InputError, match="'top1' needs labels and the data has none"):
+            evaluate(np.abs, examples_of(tmp_path, np.ones((5, 3))), "top1")
+
+    def test_batch_size_of_the_session_comes_first(self, tmp_path):
+        session = NumPySession(np.abs, input_shape=(6, 3))
+        accuracy.evaluate(
+            session, examples_of(tmp_path, np.ones((10, 3)), np.zeros(10)), metric_name="top1",
+            output_name="out0", batch_size=4, reference=None,
+        )  # fmt: skip
+        assert session.batch_sizes == [6, 6]
+
+    def test_input_without_a_batch(self, tmp_path):
+        examples = examples_of(tmp_path / "x", np.arange(5), np.arange(5) * 2.0)
+        found, compared = (
+            evaluate(function, examples, "mae", tmp_path / "reference", input_shape=())
+            for function in (lambda x: x * 2, lambda x: x * 3)
+        )
+        np.testing.assert_array_equal(found.scores, np.zeros(5))
+        np.testing.assert_array_equal(compared.scores, np.arange(5))
+        assert compared.max_abs_error == 4
+
+
+class TestComparison:
+    """Agreement, relative and absolute error against the baseline's own outputs."""
+
+    def test_agreement_of_decisions(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+        shift = np.array([0.5, 0, 0], np.float32)
+        baseline, candidate = evaluate_both(
+            tmp_path, x, None, "agreement", lambda x: x, lambda x: x + shift
+        )
+        expected = x.argmax(1) == (x + shift).argmax(1)
+        assert 0 < expected.mean() < 1
+        np.testing.assert_array_equal(candidate.agreement, expected)
+        np.testing.assert_allclose(
+            candidate.relative_error, 0.5 / np.linalg.norm(x, axis=1), rtol=1e-5
+        )
+        assert candidate.max_abs_error == pytest.approx(0.5, rel=1e-5)
+        assert candidate.accuracy is None
+        assert len(baseline.agreement) == 0
+
+    def test_agreement_of_decisions_in_many_places(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)
+        _, candidate = evaluate_both(
+            tmp_path, x, None, "agreement",
+            lambda x: x.reshape(-1, 4, 3), lambda x: x.reshape(-1, 4, 3)[:, :, ::-1],
+            input_shape=(None, 12),
+        )  # fmt: skip
+        places = x.reshape(-1, 4, 3)
+        expected = [np.mean([p.argmax() == p[::-1].argmax() for p in row]) for row in places]
+        np.testing.assert_allclose(candidate.agreement, expected)
+
+    def test_integers_and_flags_agree_where_they_are_equal(self, tmp_path):
+        x = np.arange(12).reshape(4, 3)
+        _, candidate = evaluate_both(
+            tmp_path, x, None, "agreement",
+            lambda x: x.astype(np.int64), lambda x: x.astype(np.int64) // 2 * 2,
+        )  # fmt: skip
+        np.testing.assert_allclose(candidate.agreement, (x % 2 == 0).mean(1))
+        assert candidate.max_abs_error == 1
+
+    def test_text(self, tmp_path):
+        def spell(x):
+            return np.array([[b"a", b"b"][int(row[0] > 0)] for row in x], object)
+
+        x = np.array([[1.0], [-1.0], [2.0]])
+        _, candidate = evaluate_both(
+            tmp_path, x, None, "agreement", spell, lambda x: spell(x - 1.5), input_shape=(None, 1)
+        )
+        np.testing.assert_array_equal(candidate.agreement, [0, 1, 1])
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_of_small_floats(self, dtype, tmp_path):
+        import ml_dtypes
+
+        dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+        x = np.random.default_rng(0).normal(size=(20, 3)).astype(dtype).astype(np.float32)
+        _, candidate = evaluate_both(
+            tmp_path, x, np.arange(20) % 3, "top1",
+            lambda x: x.astype(dtype), lambda x: (-x).astype(dtype),
+        )  # fmt: skip
+        np.testing.assert_array_equal(candidate.agreement, x.argmax(1) == x.argmin(1))
+        np.testing.assert_array_equal(candidate.scores, x.argmin(1) == np.arange(20) % 3)
+        assert candidate.max_abs_error == pytest.approx(2 * np.abs(x).max())
+
+    def test_single_numbers_are_no_decisions(self, tmp_path):
+        _, candidate = evaluate_both(
+            tmp_path, [[1.0], [2.0], [-4.0]], None, "agreement", lambda x: x, lambda x: x * 1.25,
+            input_shape=(None, 1),
+        )  # fmt: skip
+        assert np.isnan(candidate.agreement).all()
+        np.testing.assert_allclose(candidate.relative_error, 0.25)
+        assert candidate.max_abs_error == 1
+
+    def test_error_is_the_largest_of_all_outputs_and_batches(self, tmp_path):
+        def candidate(x):
+            return {"out0": x, "out1": x + 7 * (x == 5)}
+
+        _, found = evaluate_both(
+            tmp_path, np.arange(30).reshape(10, 3), None, "agreement",
+            lambda x: {"out0": x, "out1": x}, candidate, num_outputs=2,
+        )  # fmt: skip
+        assert found.max_abs_error == 7
+        np.testing.assert_array_equal(found.agreement, np.ones(10))
+        np.testing.assert_array_equal(found.relative_error, np.zeros(10))
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_not_finite_is_refused(self, value, tmp_path):
+        def broken(x):
+            return {"out0": x, "out1": np.where(x == 8, value, x)}
+
+        with pytest.raises(ConversionError, match="'out1' holds NaN or infinity, the baseline's"):
+            evaluate_both(
+                tmp_path, np.arange(30).reshape(10, 3), None, "agreement",
+                lambda x: {"out0": x, "out1": x}, broken, num_outputs=2,
+            )  # fmt: skip
+
+    def test_not_finite_where_the_baseline_is_not_either(self, tmp_path):
+        def logarithm(x):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.log(x - 3)
+
+        x = np.arange(12).reshape(4, 3)
+        _, candidate = evaluate_both(
+            tmp_path, x, None, "agreement", logarithm, lambda x: logarithm(x) + 0.5
+        )
+        assert candidate.max_abs_error == pytest.approx(0.5)
+        norms = [np.linalg.norm(np.log(row[row > 3] - 3.0)) for row in x]
+        errors = [0.5 * np.sqrt(np.sum(row > 3)) for row in x]
+        expected = [e / n if n else 0 for e, n in zip(errors, norms, strict=True)]
+        np.testing.assert_allclose(candidate.relative_error, expected, rtol=1e-5)
+
+    def test_another_shape_is_refused(self, tmp_path):
+        with pytest.raises(ConversionError, match=r"'out0' has shape \(2,\) and .* \(3,\)"):
+            evaluate_both(tmp_path, np.ones((5, 3)), None, "agreement", lambda x: x, first_columns)
+
+    def test_only_what_was_kept_is_compared(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(accuracy, "REFERENCE_BYTES", 3 * 4 * 6)  # six examples
+        baseline, candidate = evaluate_both(
+            tmp_path, np.ones((10, 3)), np.zeros(10), "top1", lambda x: x, lambda x: x + 1
+        )
+        assert len(baseline.scores) == len(candidate.scores) == 10
+        assert len(candidate.agreement) == len(candidate.relative_error) == 8  # whole batches
+        assert candidate.max_abs_error == 1
+
+
+class TestAccuracyDrop:
+    def test_top1_is_tango(self, tmp_path):
+        generator = np.random.default_rng(0)
+        x, labels = generator.normal(size=(80, 3)), generator.integers(3, size=80)
+        both = evaluate_both(
+            tmp_path, x, labels, "top1", lambda x: x, lambda x: x + np.array([0.4, 0, 0])
+        )
+        x = x.astype(np.float32)
+        before = x.argmax(1) == labels
+        after = (x + np.array([0.4, 0, 0])).argmax(1) == labels
+        drop = accuracy.accuracy_drop(*both)
+        assert drop == statistics.paired_proportion_bound(before, after)
+        assert drop.estimate == pytest.approx(before.mean() - after.mean())
+        assert drop.low < drop.estimate < drop.high
+
+    def test_nothing_lost_still_has_a_bound(self, tmp_path):
+        both = evaluate_both(
+            tmp_path, np.eye(3)[[0, 1, 2] * 20], [0, 1, 2] * 20, "top1", np.abs, np.abs
+        )
+        drop = accuracy.accuracy_drop(*both)
+        z_squared = statistics.NormalDist().inv_cdf(0.95) ** 2
+        assert drop.estimate == 0
+        assert drop.high == pytest.approx(z_squared / (60 + z_squared))
+
+    def test_auc_is_delong(self, tmp_path):
+        generator = np.random.default_rng(0)
+        labels = np.arange(60) % 2
+        x = (labels + generator.normal(size=60))[:, None].astype(np.float32)
+        noise = generator.normal(size=(60, 1))
+        noise_of = dict(zip(x[:, 0].tolist(), noise[:, 0], strict=True))
+
+        def noisy(x):
+            return np.array([[v + noise_of[v]] for v in x[:, 0].tolist()])
+
+        both = evaluate_both(tmp_path, x, labels, "auc", lambda x: x, noisy, input_shape=(None, 1))
+        drop = accuracy.accuracy_drop(*both)
+        assert drop == statistics.paired_auc_bound(labels, x[:, 0], (x + noise)[:, 0])
+        assert drop.estimate == pytest.approx(both[0].accuracy - both[1].accuracy)
+        assert drop.estimate > 0
+
+    @pytest.mark.parametrize("labels", [[0, 0, 0, 1], [1, 1, 1, 0]])
+    def test_auc_with_one_example_of_a_class_is_boundless(self, labels, tmp_path):
+        x = [[0.0], [2.0], [3.0], [1.0]]
+        both = evaluate_both(
+            tmp_path, x, labels, "auc", lambda x: x, lambda x: -x, input_shape=(None, 1)
+        )
+        drop = accuracy.accuracy_drop(*both)
+        assert drop.estimate == pytest.approx(both[0].accuracy - both[1].accuracy)
+        assert (drop.low, drop.high) == (-math.inf, math.inf)
+
+    @pytest.mark.parametrize(("factor", "is_worse"), [(2.0, True), (0.5, False)])
+    @pytest.mark.parametrize("metric", ["mse", "mae"])
+    def test_of_errors_is_positive_where_they_grow(self, metric, factor, is_worse, tmp_path):
+        x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+        both = evaluate_both(
+            tmp_path, x, np.zeros((50, 3)), metric, lambda x: x, lambda x: x * factor
+        )
+        score = accuracy.METRICS[metric].score
+        grown = score(x * factor, np.zeros((50, 3))) - score(x, np.zeros((50, 3)))
+        drop = accuracy.accuracy_drop(*both)
+        expected = statistics.paired_mean_bound(grown)
+        assert (drop.estimate, drop.low, drop.high) == pytest.approx(
+            (expected.estimate, expected.low, expected.high)
+        )
+        assert drop.low > 0 if is_worse else drop.high < 0
+
+    def test_custom_errors_of_0_and_1_are_proportions(self, own_metrics, tmp_path):
+        """A bootstrap of differences that are all 0 would claim to be certain."""
+        x, labels = np.eye(3)[[0, 1, 2] * 20], np.array([0, 1, 2] * 20)
+        both = evaluate_both(
+            tmp_path, x, labels, f"{own_metrics}:is_wrong", np.abs, lambda x: x + (x[:, :1] == 1)
+            * np.array([0, 5 * (x[0, 0] == 1), 0]),
+        )  # fmt: skip
+        before, after = (1 - e.scores for e in both)
+        assert before.mean() > after.mean()
+        assert accuracy.accuracy_drop(*both) == statistics.paired_proportion_bound(before, after)
+
+    def test_custom_metric_of_the_set_is_a_bootstrap(self, own_metrics, tmp_path):
+        generator = np.random.default_rng(0)
+        x, labels = generator.normal(size=(40, 3)).astype(np.float32), generator.normal(size=40)
+        both = evaluate_both(
+            tmp_path, x, labels, f"{own_metrics}:share_above", lambda x: x, lambda x: x - 0.3
+        )
+        drop = accuracy.accuracy_drop(*both)
+        expected = statistics.bootstrap_bound(
+            lambda i: np.mean(x[i, 0] > labels[i]) - np.mean(x[i, 0] - 0.3 > labels[i]), 40
+        )
+        assert (drop.estimate, drop.low, drop.high) == pytest.approx(
+            (expected.estimate, expected.low, expected.high)
+        )
+        assert drop.estimate > 0
+
+    def test_custom_error_of_the_set_has_the_other_sign(self, own_metrics, tmp_path):
+        x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+        both = evaluate_both(
+            tmp_path, x, np.zeros(40), f"{own_metrics}:largest_error", lambda x: x,
+            lambda x: x * 3,
+        )  # fmt: skip
+        drop = accuracy.accuracy_drop(*both)
+        assert drop.estimate == pytest.approx(2 * np.abs(x[:, 0]).max(), rel=1e-6)
+        assert drop.low > 0
+
+    def test_custom_metric_that_is_undefined_on_a_sample_is_named(self, own_metrics, tmp_path):
+        with np.errstate(invalid="ignore"), pytest.warns(RuntimeWarning, match="empty"):
+            both = evaluate_both(
+                tmp_path, np.eye(3), [0, 1, 0], f"{own_metrics}:of_positives_only", np.abs, np.abs
+            )
+            with pytest.raises(InputError, match=r"of_positives_only.*not finite on .* samples"):
+                accuracy.accuracy_drop(*both)
+
+    def test_without_labels_decisions_are_proportions(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+        both = evaluate_both(
+            tmp_path, x, None, "agreement", lambda x: x, lambda x: x + np.array([0.5, 0, 0])
+        )
+        same = both[1].agreement
+        assert 0 < same.mean() < 1
+        drop = accuracy.accuracy_drop(*both)
+        assert drop == statistics.paired_proportion_bound(np.ones(50), same)
+        assert drop.estimate == pytest.approx(1 - same.mean())
+
+    def test_without_labels_shares_of_decisions_are_means(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)
+        both = evaluate_both(
+            tmp_path, x, None, "agreement", lambda x: x.reshape(-1, 4, 3),
+            lambda x: x.reshape(-1, 4, 3)[:, :, ::-1], input_shape=(None, 12),
+        )  # fmt: skip
+        assert accuracy.accuracy_drop(*both) == statistics.paired_mean_bound(1 - both[1].agreement)
+
+    def test_without_labels_numbers_are_relative_errors(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(30, 1)).astype(np.float32)
+        both = evaluate_both(
+            tmp_path, x, None, "agreement", lambda x: x, lambda x: x * (1 + 0.1 * (x > 0)),
+            input_shape=(None, 1),
+        )  # fmt: skip
+        drop = accuracy.accuracy_drop(*both)
+        assert drop.estimate == pytest.approx(0.1 * (x > 0).mean(), rel=1e-5)
+        assert drop == statistics.paired_mean_bound(both[1].relative_error)
+
+    @pytest.mark.parametrize(
+        ("labels", "metric", "baseline", "candidate", "expected"),
+        [
+            ([0], "top1", lambda x: x, lambda x: x, 0),
+            ([0], "top1", lambda x: x, lambda x: x[:, ::-1], 1),
+            ([[1, 0, 0]], "mae", lambda x: x, lambda x: x + 2, 2),
+            (None, "agreement", lambda x: x, lambda x: x, 0),
+            (None, "agreement", lambda x: x, lambda x: x[:, ::-1], 1),
+            (None, "agreement", lambda x: x[:, :1], lambda x: 1.5 * x[:, :1], 0.5),
+        ],
+    )
+    def test_one_example_proves_nothing(
+        self, labels, metric, baseline, candidate, expected, tmp_path
+    ):
+        both = evaluate_both(tmp_path, [[1, 0, 0]], labels, metric, baseline, candidate)
+        drop = accuracy.accuracy_drop(*both)
+        assert drop.estimate == expected
+        assert (drop.low, drop.high) == (-math.inf, math.inf)
+
+
+class TestFile:
+    @settings(deadline=None, max_examples=25)
+    @given(
+        st.sampled_from(["example", "ranking", "set"]),
+        st.booleans(),
+        hnp.arrays(np.float64, 5),
+        hnp.arrays(np.float32, (5, 2)),
+        st.floats(),
+    )
+    def test_round_trip(self, tmp_path_factory, level, is_higher, scores, outputs, error):
+        saved = accuracy.Evaluation(
+            "m", is_higher, level, scores, np.arange(5), scores[::-1], np.abs(scores), error,
+            {"out0": outputs, "labels": outputs[:, 0]} if level == "set" else {},
+        )  # fmt: skip
+        path = tmp_path_factory.mktemp("evaluation") / "new" / "one.npz"
+        saved.save(path)
+        opened = accuracy.Evaluation.open(path)
+        assert (opened.metric, opened.level) == ("m", level)
+        assert opened.higher_is_better is is_higher
+        assert isinstance(opened.max_abs_error, float)
+        np.testing.assert_equal(opened.max_abs_error, error)
+        for name in ("scores", "labels", "agreement", "relative_error"):
+            np.testing.assert_array_equal(getattr(opened, name), getattr(saved, name))
+        assert opened.outputs.keys() == saved.outputs.keys()
+        for name, value in saved.outputs.items():
+            np.testing.assert_array_equal(opened.outputs[name], value)
+
+    def test_drops_of_saved_evaluations_are_the_same(self, own_metrics, tmp_path):
+        x = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+        for metric in ("top1", f"{own_metrics}:share_above"):
+            folder = tmp_path / metric.replace(":", "_")
+            both = evaluate_both(folder, x, np.arange(30) % 3, metric, lambda x: x, lambda x: -x)
+            for index, evaluation in enumerate(both):
+                evaluation.save(folder / f"{index}.npz")
+            opened = [accuracy.Evaluation.open(folder / f"{index}.npz") for index in (0, 1)]
+            assert accuracy.accuracy_drop(*opened) == accuracy.accuracy_drop(*both)
+            assert opened[0].accuracy == both[0].accuracy
+
+    def test_text_labels_of_a_metric_of_the_set(self, tmp_path):
+        saved = accuracy.Evaluation(
+            "m", True, "set", np.ones(1), np.array([b"a", b"long"], object), np.zeros(0),
+            np.zeros(0), math.nan, {"out0": np.array([[b"a"], [b"\0c"]], object)},
+        )  # fmt: skip
+        saved.save(tmp_path / "one.npz")
+        opened = accuracy.Evaluation.open(tmp_path / "one.npz")
+        assert opened.labels.tolist() == [b"a", b"long"]
+        assert opened.outputs["out0"].tolist() == [[b"a"], [b"\0c"]]

@@ -1,0 +1,148 @@
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfopt.measure import environment
+
+on_linux = pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="reads /proc")
+
+
+def run(code):
+    """The last line that a new process prints."""
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, check=True, text=True
+    )
+    return ended.stdout.splitlines()[-1]
+
+
+@on_linux
+class TestProcessor:
+    def test_flags_are_those_of_the_system(self):
+        text = Path("/proc/cpuinfo").read_text()
+        flags = set(re.search(r"(?m)^(?:flags|Features)\s*: (.*)$", text)[1].split())
+        assert environment.cpu_flags() == flags
+        assert flags
+
+    def test_name_is_that_of_the_system(self):
+        name = environment.cpu_model()
+        names = re.findall(
+            r"(?m)^(?:model name|Model)\s*: (.*)$", Path("/proc/cpuinfo").read_text()
+        )
+        assert name in (names or [os.uname().machine])
+
+    def test_bfloat16_is_told_by_the_flags(self):
+        has_it = bool({"avx512_bf16", "amx_bf16", "bf16"} & environment.cpu_flags())
+        reason = environment.no_bfloat16()
+        assert (reason is None) == has_it
+        assert has_it or reason.endswith(".")
+
+    def test_cores(self):
+        assert 1 <= environment.num_cores() <= os.cpu_count()
+        assert environment.num_cores() <= len(os.sched_getaffinity(0))
+
+    def test_affinity_limits_the_cores(self):
+        code = """
+            import os
+            from tfopt.measure import environment
+            os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+            print(environment.num_cores())
+        """
+        assert run(code) == "1"
+
+    def test_times_only_grow(self):
+        total, steal = environment.cpu_times()
+        assert 0 <= steal <= total
+        time.sleep(0.1)
+        later, later_steal = environment.cpu_times()
+        assert later > total > 0
+        assert later_steal >= steal
+
+
+@on_linux
+class TestMemory:
+    def test_of_the_machine(self):
+        kilobytes = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]
+        assert 100 << 20 < environment.memory_bytes() <= int(kilobytes) * 1024 * 1.01
+
+    def test_peak_stays_and_resident_memory_falls(self):
+        size = 200 << 20
+        before = environment.resident_bytes()
+        peak_before = environment.peak_resident_bytes()
+        array = np.ones(size, np.uint8)
+        during = environment.resident_bytes()
+        del array
+        after, peak = environment.resident_bytes(), environment.peak_resident_bytes()
+        assert before <= peak_before
+        assert during - before > 0.9 * size
+        assert after < during - 0.9 * size
+        # The kernel keeps its counts by core and adds them up now and then.
+        assert peak > 0.99 * during > after
+
+    def test_peak_is_not_that_of_the_parent(self):
+        """What `ru_maxrss` gets wrong: a child begins with its own."""
+        array = np.ones(300 << 20, np.uint8)
+        code = "from tfopt.measure import environment; print(environment.peak_resident_bytes())"
+        child = int(run(code))
+        assert 0 < child < array.nbytes < environment.peak_resident_bytes()
+
+    def test_of_another_process(self):
+        with subprocess.Popen(["sleep", "60"]) as process:
+            try:
+                assert 0 < environment.resident_bytes(process.pid) < 100 << 20
+            finally:
+                process.kill()
+        assert environment.resident_bytes(process.pid) == 0
+        assert environment.peak_resident_bytes(process.pid) == 0
+
+
+class TestVersions:
+    def test_are_those_of_the_distributions(self):
+        found = environment.versions()
+        assert found.pop("python") == ".".join(map(str, sys.version_info[:3]))
+        assert {"tfopt", "tensorflow", "numpy"} <= set(found)
+        for name in environment.PACKAGES:
+            if name in found:
+                assert found.pop(name) == importlib.metadata.version(name)
+            else:
+                with pytest.raises(importlib.metadata.PackageNotFoundError):
+                    importlib.metadata.version(name)
+        assert not found
+
+
+class TestDescribe:
+    def test_can_be_written_as_json(self):
+        found = environment.describe()
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+    def test_holds_what_a_measurement_depends_on(self):
+        found = environment.describe()
+        assert found["cpu"] == environment.cpu_model()
+        assert found["num_cores"] == environment.num_cores()
+        assert found["memory_bytes"] == environment.memory_bytes()
+        assert found["versions"] == environment.versions()
+        assert set(found["cpu_flags"]) <= environment.cpu_flags()
+        assert found["cpu_flags"] == sorted(found["cpu_flags"])
+        assert 0 <= found["load_average_1min"] < 10_000
+        assert found["system"]
+        assert found["frequency_governor"] is None or found["frequency_governor"].isalpha()
+
+    def test_starts_nothing_and_imports_no_library(self):
+        code = """
+            import sys
+            from tfopt.measure import environment
+            started = []
+            events = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system", "os.exec"}
+            sys.addaudithook(lambda event, arguments: event in events and started.append(event))
+            environment.describe()
+            print(started + sorted({"tensorflow", "pandas", "numpy"} & set(sys.modules)))
+        """
+        assert run(code) == "[]"

@@ -1,0 +1,216 @@
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfopt.artifact import Artifact
+from tfopt.measure import latency
+from tfopt.measure.latency import Timing
+from tfopt.runtimes.base import Session
+from tfopt.signature import Signature, TensorSpec
+from tfopt.variant import Variant
+
+SIGNATURE = Signature("serving_default", (TensorSpec("x", (None,), "float32"),), ())
+BATCHES = [{"x": np.full(1, index, np.float32)} for index in range(3)]
+
+
+class WorkingSession(Session):
+    """Does its work and writes down what it was called with, in a log that sessions share."""
+
+    def __init__(self, name, work, log):
+        artifact = Artifact(Path(), Variant("float32", "x"), None, "", SIGNATURE, 0, 0, {})
+        super().__init__(artifact)
+        self._name, self._work, self._log = name, work, log
+
+    def run(self, inputs):
+        self._log.append((self._name, int(inputs["x"][0])))
+        self._work()
+        return {}
+
+    def close(self):
+        pass
+
+
+def sort(times):
+    """The same work, done several times."""
+    values = np.random.default_rng(0).normal(size=3000)
+
+    def work():
+        for _ in range(times):
+            np.sort(values)
+
+    return work
+
+
+def sleep(times):
+    return lambda: [time.sleep(0.0005) for _ in range(times)]
+
+
+def time_work(works, batches=BATCHES, **options):
+    """Times works by name; returns the timings and the log of calls."""
+    log = []
+    sessions = {name: WorkingSession(name, work, log) for name, work in works.items()}
+    options = {"max_s": 0.3, "interval_width": 0.2, **options}
+    return latency.time_sessions(sessions, batches, **options), log
+
+
+def num_calls(timing):
+    return len(timing.warm_up_s) + sum(map(len, timing.settle_s)) + len(timing.values_s)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_blocks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "MIN_BLOCK_S", 0.004)
+        yield
+
+
+@pytest.fixture(scope="module")
+def three(short_blocks):
+    return time_work({"one": sort(1), "two": sort(2), "four": sort(4)})
+
+
+class TestRatio:
+    @pytest.mark.parametrize("kind", [sort, sleep])
+    def test_of_the_same_work_done_more_often(self, kind):
+        """Loose: the machine is shared, and every call has a cost of its own."""
+        timings, _ = time_work({"more": kind(6), "less": kind(2), "again": kind(6)}, max_s=0.5)
+        ratio = latency.speedup(timings["more"], timings["less"])
+        assert 2 < ratio.estimate < 4.5
+        assert ratio.low <= ratio.estimate <= ratio.high
+        same = latency.speedup(timings["more"], timings["again"])
+        assert 0.6 < same.estimate < 1.6
+        back = latency.speedup(timings["less"], timings["more"])
+        assert back.estimate == pytest.approx(1 / ratio.estimate)
+        assert (back.low, back.high) == pytest.approx((1 / ratio.high, 1 / ratio.low))
+
+    def test_is_that_of_the_medians(self, three):
+        timings, _ = three
+        ratio = latency.speedup(timings["four"], timings["one"])
+        medians = [np.median(timings[name].values_s) for name in ("four", "one")]
+        assert ratio.estimate == pytest.approx(medians[0] / medians[1])
+
+
+class TestTimeSessions:
+    def test_blocks_are_as_many_for_all(self, three):
+        timings, _ = three
+        assert list(timings) == ["one", "two", "four"]
+        counts = {len(timing.blocks_s) for timing in timings.values()}
+        assert len(counts) == 1
+        assert latency.MIN_BLOCKS <= counts.pop() <= latency.MAX_BLOCKS
+        for timing in timings.values():
+            assert len(timing.settle_s) == len(timing.blocks_s)
+            assert all(timing.settle_s)
+            lengths = {len(block) for block in timing.blocks_s}
+            assert len(lengths) == 1
+            assert lengths.pop() >= latency.MIN_BLOCK_CALLS
+
+    def test_every_call_is_kept(self, three):
+        timings, log = three
+        for name, timing in timings.items():
+            assert num_calls(timing) == sum(who == name for who, _ in log)
+            assert len(timing.warm_up_s) >= 3 * 5
+            assert all(value > 0 for value in timing.warm_up_s + timing.values_s)
+
+    def test_batches_are_used_in_turn(self, three):
+        timings, log = three
+        for name in timings:
+            used = [batch for who, batch in log if who == name]
+            assert used == [index % len(BATCHES) for index in range(len(used))]
+
+    def test_one_batch_is_enough(self):
+        timings, log = time_work({"one": sort(1)}, BATCHES[:1])
+        assert {batch for _, batch in log} == {0}
+        assert len(timings["one"].blocks_s) >= latency.MIN_BLOCKS
+
+    def test_warm_up_takes_in_every_batch(self):
+        batches = [{"x": np.full(1, index, np.float32)} for index in range(40)]
+        timings, _ = time_work({"one": lambda: None}, batches)
+        assert len(timings["one"].warm_up_s) >= 3 * len(batches)
+
+    def test_sessions_take_turns_in_a_random_order(self, three):
+        """Each block of each session is one run of calls, and no order is the rule."""
+        timings, log = three
+        num_warm_up = sum(len(timing.warm_up_s) for timing in timings.values())
+        turns = iter(name for name, _ in log[num_warm_up:])
+        orders = []
+        for block in range(len(timings["one"].blocks_s)):
+            size_of = {
+                name: len(timing.settle_s[block]) + len(timing.blocks_s[block])
+                for name, timing in timings.items()
+            }
+            order = []
+            for _ in timings:
+                name = next(turns)
+                rest = list(itertools.islice(turns, size_of[name] - 1))
+                assert set(rest) <= {name}
+                order.append(name)
+            assert sorted(order) == sorted(timings)
+            orders.append(tuple(order))
+        assert next(turns, None) is None
+        assert len(set(orders)) > 1
+
+    def test_seed_decides_the_order(self):
+        def order(seed):
+            timings, log = time_work({"a": sort(1), "b": sort(1)}, seed=seed, max_s=0)
+            num_warm_up = sum(len(timing.warm_up_s) for timing in timings.values())
+            names = [name for name, _ in log[num_warm_up:]]
+            return [name for name, _ in itertools.groupby(names)]
+
+        assert order(1) == order(1) != order(2)
+
+    def test_stops_after_the_time_but_not_before_ten_blocks(self):
+        timings, _ = time_work({"a": sort(1), "b": sort(1)}, max_s=0, interval_width=0)
+        assert len(timings["a"].blocks_s) == latency.MIN_BLOCKS
+
+    def test_stops_when_the_interval_is_narrow(self):
+        timings, _ = time_work({"a": sort(1), "b": sort(1)}, max_s=60, interval_width=10)
+        assert len(timings["a"].blocks_s) == latency.MIN_BLOCKS
+
+    def test_errors_of_a_session_come_through(self):
+        def fail():
+            raise ZeroDivisionError("no kernel")
+
+        with pytest.raises(ZeroDivisionError, match="no kernel"):
+            time_work({"a": fail})
+
+
+times = st.lists(st.floats(1e-9, 100), min_size=1, max_size=5)
+timings = st.builds(Timing, times, st.lists(times, max_size=4), st.lists(times, max_size=4))
+
+
+class TestTiming:
+    @given(timings)
+    def test_json_round_trip(self, timing):
+        assert Timing.from_json(json.loads(json.dumps(timing.to_json()))) == timing
+
+    @given(timings)
+    def test_values_are_those_of_the_blocks(self, timing):
+        assert timing.values_s == [value for block in timing.blocks_s for value in block]
+
+    def test_real_ones_round_trip(self, three):
+        for timing in three[0].values():
+            assert Timing.from_json(json.loads(json.dumps(timing.to_json()))) == timing
+            assert 0 <= timing.steal_share <= 1
+
+    @pytest.mark.parametrize(
+        ("count", "has_p90", "has_p99"),
+        [(1, False, False), (63, False, False), (64, True, False), (662, True, True)],
+    )
+    def test_summary_is_in_milliseconds_and_empty_where_too_few(self, count, has_p90, has_p99):
+        values = np.random.default_rng(0).lognormal(size=count)
+        # Warm-up and the first calls of a block are in no statistic.
+        timing = Timing([1e9], [[1e9]], [part.tolist() for part in np.array_split(values, 3)])
+        summary = timing.summary()
+        assert list(summary) == ["median_ms", "p90_ms", "p99_ms"]
+        assert summary["median_ms"] == pytest.approx(1e3 * np.median(values))
+        for name, q, is_there in (("p90_ms", 90, has_p90), ("p99_ms", 99, has_p99)):
+            if is_there:
+                assert summary[name] == pytest.approx(1e3 * np.percentile(values, q))
+            else:
+                assert summary[name] is None

@@ -1,0 +1,53 @@
+"""What shapes a search besides model, data and budget."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfopt import dataset as datasets
+from tfopt import runtimes
+from tfopt.errors import InputError
+from tfopt.graph import SIGNATURE_KEY
+from tfopt.isolation import Limits
+from tfopt.measure import accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Everything besides model, data and budget that shapes a search.
+
+    Attributes:
+      variants: variants and patterns to try; None is everything that suits this machine.
+      metric: a name or `package.module:function`; None chooses by the labels.
+      output_name: the output that is scored, where the model has several.
+      batch_size: of the timing.
+      num_threads: of every runtime; None is every core that this process may use.
+      seed: of the split and of the order of timings.
+      signature: of a SavedModel.
+      custom_objects: module with the Keras layers and functions that the file needs.
+      import_modules: modules that register TensorFlow custom ops.
+      num_calibration: examples to calibrate with.
+      limits: for each conversion and each measurement.
+    """
+
+    variants: tuple[str, ...] | None = None
+    metric: str | None = None
+    output_name: str | None = None
+    batch_size: int = 1
+    num_threads: int | None = None
+    seed: int = 0
+    signature: str = SIGNATURE_KEY
+    custom_objects: str | None = None
+    import_modules: tuple[str, ...] = ()
+    num_calibration: int = datasets.NUM_CALIBRATION
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_threads", "num_calibration"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        if self.variants is not None:
+            runtimes.expand(self.variants)
+        if self.metric is not None:
+            accuracy.find_metric(self.metric)

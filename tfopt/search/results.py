@@ -1,0 +1,182 @@
+"""Rows, summary and files of a search, derived from what its steps left on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tfopt.artifact import Artifact
+from tfopt.compare.comparison import Comparison
+from tfopt.measure import accuracy, environment, statistics
+from tfopt.measure.accuracy import Evaluation
+from tfopt.search.budget import Budget
+from tfopt.search.run import Run
+from tfopt.variant import Variant
+
+TIMED = ("median_ms", "p90_ms", "p99_ms", "speedup", "speedup_low", "speedup_high", "verdict")
+HIGH_STEAL = 0.1
+
+
+def row(run: Run, variant: Variant) -> dict[str, Any]:
+    """The columns of one variant, as far as its steps are finished."""
+    values: dict[str, Any] = {
+        "model": run.source.name,
+        "variant": str(variant),
+        "batch_size": run.batch_size,
+        "num_threads": run.num_threads,
+        "chosen": False,
+    }
+    if variant in run.plan.skipped:
+        return values | {"status": "skipped", "reason": run.plan.skipped[variant]}
+    notes: list[str] = []
+    if run.artifact_folder(variant).exists():
+        artifact = Artifact.open(run.artifact_folder(variant))
+        notes += artifact.notes
+        values |= {
+            "parent": str(artifact.parent or "source"),
+            "size_bytes": artifact.size_bytes,
+            "compressed_bytes": artifact.compressed_bytes,
+        }
+    if (reason := run.failure(variant)) is not None:
+        return values | {"status": "failed", "reason": reason}
+    timed, cold = run.timed(variant), run.ledger.get("cold_start", variant) or {}
+    if timed is None:
+        return values | {"status": "skipped", "reason": "The search has not come to it yet."}
+    values |= {name: timed[name] for name in TIMED}
+    values["throughput_per_s"] = run.batch_size / timed["median_ms"] * 1e3
+    values["cold_start_ms"] = cold.get("cold_start_ms")
+    values["peak_memory_bytes"] = cold.get("peak_memory_bytes")
+    if timed["steal_share"] > HIGH_STEAL:
+        notes.append(
+            f"A hypervisor took {timed['steal_share']:.0%} of the processor while it was timed."
+        )
+    notes += [cold["note"]] if "note" in cold else []
+    drop, num_examples = _add_accuracy(run, values, variant)
+    reason = run.budget.violation(values, drop, num_examples)
+    return values | {
+        "status": "over_budget" if reason else "ok",
+        "reason": reason or " ".join(notes),
+    }
+
+
+def _add_accuracy(
+    run: Run, values: dict[str, Any], variant: Variant
+) -> tuple[statistics.Interval | None, int]:
+    evaluation = _open_evaluation(run.evaluation_file(variant))
+    values["accuracy"] = evaluation.accuracy
+    if variant == run.as_saved:
+        return None, 0
+    mean = float(evaluation.agreement.mean()) if len(evaluation.agreement) else math.nan
+    values["agreement"] = None if math.isnan(mean) else mean
+    values["max_abs_error"] = evaluation.max_abs_error
+    drop = _accuracy_drop(run.evaluation_file(run.as_saved), run.evaluation_file(variant))
+    values["accuracy_drop"] = drop.estimate
+    values["accuracy_drop_high"] = drop.high if math.isfinite(drop.high) else None
+    num_examples = max(len(evaluation.scores), len(evaluation.labels), len(evaluation.agreement))
+    # The unchanged model is a legal answer whatever its rounding does to a close call.
+    return (None if variant in run.plan.baselines else drop), num_examples
+
+
+@functools.cache
+def _open_evaluation(path: Path) -> Evaluation:
+    return Evaluation.open(path)
+
+
+@functools.cache
+def _accuracy_drop(baseline: Path, candidate: Path) -> statistics.Interval:
+    return accuracy.accuracy_drop(_open_evaluation(baseline), _open_evaluation(candidate))
+
+
+def write(run: Run, chosen: str | None = None) -> Comparison:
+    """Writes `results.csv`, `results.json` and `report.html` and returns what is in them."""
+    rows = [row(run, variant) for variant in run.plan.variants]
+    for values in rows:
+        values["chosen"] = values["variant"] == chosen
+    details: dict[str, Any] = {
+        "model": run.source.name,
+        "signature": str(run.source.signature),
+        "source_sha256": run.source.sha256,
+        "source_notes": list(run.source.notes),
+        "metric": run.metric,
+        "output_name": run.output_name,
+        "as_saved": str(run.as_saved),
+        "baseline": str(run.baseline),
+        "finalists": (run.ledger.get("final") or {"order": []})["order"],
+        "chosen": chosen,
+        "budget": dataclasses.asdict(run.budget),
+        "data": run.dataset.describe(),
+        "environment": environment.describe(),
+        "seconds": _seconds(run),
+    }
+    details["summary"] = _summarize(rows, details, run.budget)
+    comparison = Comparison(tuple(rows), details)
+    comparison.save(run.folder)
+    return comparison
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    """Where the time went, over all runs of this folder."""
+    records = [
+        (step, run.ledger.get(step, variant) or {})
+        for variant in (*run.plan.baselines, *run.plan.candidates)
+        for step in ("convert", "measure", "cold_start")
+    ]
+    records += [(step, run.ledger.get(step) or {}) for step in ("pilot", "final")]
+    total: dict[str, float] = {}
+    for step, record in records:
+        total[step] = total.get(step, 0.0) + record.get("seconds", 0.0)
+    return total
+
+
+def _summarize(rows: Sequence[dict[str, Any]], details: dict[str, Any], budget: Budget) -> str:
+    """What was chosen and why, in a few sentences."""
+    by_name = {values["variant"]: values for values in rows}
+    measured = [values for values in rows if values.get("median_ms") is not None]
+    as_saved, chosen = by_name[details["as_saved"]], by_name.get(details["chosen"])
+    if chosen is None:
+        return _summarize_nothing(rows, measured, budget)
+    parts = [
+        f"{chosen['variant']} is the fastest of {len(measured)} measured variants inside the "
+        f"budget: {chosen['median_ms']:.3g} ms at batch size {chosen['batch_size']} with "
+        f"{chosen['num_threads']} threads."
+    ]
+    others = [name for name in details["finalists"] if name != chosen["variant"]]
+    if others:
+        parts.append(f"It won a final run side by side with {', '.join(others)}.")
+    if chosen is not as_saved:
+        parts.append(
+            f"It is {as_saved['median_ms'] / chosen['median_ms']:.1f} times as fast as the model "
+            f"as saved, and {chosen['speedup']:.2f} times (95 % interval "
+            f"{chosen['speedup_low']:.2f} to {chosen['speedup_high']:.2f}) as fast as the "
+            f"baseline {details['baseline']}, the fastest unchanged way of running it."
+        )
+    if chosen.get("accuracy_drop") is not None:
+        what = (
+            f"{details['metric']} is {chosen['accuracy']:.4g} against {as_saved['accuracy']:.4g}"
+            if chosen.get("accuracy") is not None
+            else f"Measured against the model's own outputs, {details['metric']} "
+            f"is {1 - chosen['accuracy_drop']:.4g}"
+        )
+        high = chosen.get("accuracy_drop_high")
+        bound = f" (the drop is at most {high:.4g}, 95 % bound)" if high is not None else ""
+        parts.append(f"{what}{bound}.")
+    return " ".join(parts)
+
+
+def _summarize_nothing(
+    rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]], budget: Budget
+) -> str:
+    if not measured:
+        return "Nothing was measured yet."
+    if any(values["status"] == "ok" for values in rows):
+        return f"{len(measured)} of {len(rows)} variants are measured; none is chosen yet."
+    accurate = [values for values in measured if "accuracy drop" not in values["reason"]]
+    nearest = min(accurate, key=budget.excess)
+    return (
+        f"Nothing meets the limits. {nearest['variant']} is nearest: {nearest['reason']} "
+        "Raise the limit, or make the model smaller."
+    )

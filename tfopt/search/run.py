@@ -1,0 +1,90 @@
+"""What a search works on and where its files lie."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tfopt.dataset import Dataset
+from tfopt.search import steps
+from tfopt.search.budget import Budget
+from tfopt.search.candidates import Plan
+from tfopt.search.ledger import Ledger
+from tfopt.source import Source
+from tfopt.variant import Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A search in its output folder; everything that it found so far is in the ledger.
+
+    Attributes:
+      folder: the output folder.
+      source: the model.
+      dataset: the examples.
+      plan: what is tried.
+      ledger: finished steps.
+      budget: the limits.
+      metric: name of the metric.
+      output_name: the output that it looks at.
+      batch_size: of the timings.
+      num_threads: of every runtime.
+      seed: of the order of timings.
+    """
+
+    folder: Path
+    source: Source
+    dataset: Dataset
+    plan: Plan
+    ledger: Ledger
+    budget: Budget
+    metric: str
+    output_name: str
+    batch_size: int
+    num_threads: int
+    seed: int
+
+    @property
+    def as_saved(self) -> Variant:
+        """The model as it came: the reference of accuracy."""
+        return self.plan.baselines[0]
+
+    @property
+    def baseline(self) -> Variant | None:
+        """The fastest unchanged way of running the model, once the pilot found it."""
+        record = self.ledger.get("pilot")
+        return None if record is None else Variant.parse(record["baseline"])
+
+    @property
+    def reference_folder(self) -> Path:
+        """The outputs of the model as saved."""
+        return self.folder / "data" / "reference"
+
+    def artifact_folder(self, variant: Variant) -> Path:
+        """Where a variant's files lie."""
+        return self.folder / "artifacts" / variant.slug
+
+    def evaluation_file(self, variant: Variant) -> Path:
+        """Where a variant's scores lie."""
+        return self.folder / "evaluations" / f"{variant.slug}.npz"
+
+    def timing_file(self, name: str) -> Path:
+        """Where the raw times of a timed run lie."""
+        return self.folder / "timings" / f"{name}.json"
+
+    def failure(self, variant: Variant) -> str | None:
+        """Why a variant failed, or None."""
+        for step in (*steps.parents_of(variant), variant):
+            record = self.ledger.get("convert", step)
+            if record is not None and record["reason"] is not None:
+                start = "" if step == variant else f"It starts from {step}: "
+                return start + record["reason"]
+        record = self.ledger.get("measure", variant)
+        return None if record is None else record["reason"]
+
+    def timed(self, variant: Variant) -> dict[str, Any] | None:
+        """The figures of a variant's timing, or None."""
+        pilot = self.ledger.get("pilot") or {"rows": {}}
+        record = pilot["rows"].get(str(variant)) or self.ledger.get("measure", variant)
+        return record if record is not None and "median_ms" in record else None
