@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import warnings
@@ -20,6 +21,7 @@ from tfopt.isolation import Limits, Worker
 from tfopt.measure import environment, latency, statistics
 from tfopt.runtimes.base import Session
 from tfopt.search import steps
+from tfopt.search.remote import RemoteSession
 from tfopt.variant import Variant
 
 
@@ -161,6 +163,7 @@ def benchmark(
     batch_size: int = 1,
     num_threads: int | None = None,
     seed: int = 0,
+    max_timing_s: float = 4.0,
     import_modules: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> Comparison:
@@ -172,6 +175,7 @@ def benchmark(
       batch_size: examples in each inference.
       num_threads: of every runtime; None is every core that this process may use.
       seed: of the order.
+      max_timing_s: seconds for each artifact after the first, however wide the interval is.
       import_modules: modules that register TensorFlow custom ops.
       limits: on time and memory.
 
@@ -193,18 +197,21 @@ def benchmark(
     num_threads = num_threads or environment.num_cores()
     with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
         dataset = datasets.write(data, opened[0].signature, Path(name, "data"), seed=seed)
-        with Worker(Path(name, "measure.log"), limits, import_modules) as worker:
-            try:
-                timings = worker.call(
-                    "tfopt.search.steps:time_together",
-                    {str(artifact.folder): artifact.folder.absolute() for artifact in opened},
-                    dataset,
-                    batch_size=batch_size,
-                    num_threads=num_threads,
-                    seed=seed,
+        try:
+            # One process each: runtimes disturb each other in one.
+            with contextlib.ExitStack() as stack:
+                sessions = {}
+                for artifact in opened:
+                    log = Path(name, "measure.log")
+                    worker = stack.enter_context(Worker(log, limits, import_modules))
+                    sessions[str(artifact.folder)] = RemoteSession(
+                        worker, artifact.folder.absolute(), dataset, batch_size, num_threads
+                    )
+                timings = latency.time_interleaved(
+                    sessions, seed=seed, max_s=max_timing_s * max(1, len(sessions) - 1)
                 )
-            except ConversionError as error:
-                raise ResultError(f"The artifacts could not be timed: {error}") from error
+        except ConversionError as error:
+            raise ResultError(f"The artifacts could not be timed: {error}") from error
         description = dataset.describe()
     rows = []
     for artifact, timing in zip(opened, timings.values(), strict=True):

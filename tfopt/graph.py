@@ -8,12 +8,12 @@ A GraphDef is limited to 2 GB.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tfopt.errors import ConversionError, InputError
+from tfopt.logs import only_errors
 from tfopt.signature import Signature, TensorSpec
 
 SIGNATURE_KEY = "serving_default"
@@ -210,7 +210,7 @@ class FrozenGraph:
         )
         module = tf.Module()
         module.serve = traced
-        with _quiet("absl"):
+        with only_errors("absl", "tensorflow"):
             tf.saved_model.save(module, str(folder), signatures={SIGNATURE_KEY: traced})
 
 
@@ -287,17 +287,3 @@ def _rename_functions(graph_def: Any) -> Any:
         gradient.function_name = new.get(gradient.function_name, gradient.function_name)
         gradient.gradient_func = new.get(gradient.gradient_func, gradient.gradient_func)
     return graph_def
-
-
-class _quiet:  # noqa: N801
-    """Holds back one logger's notes about deprecation and asset folders."""
-
-    def __init__(self, name: str) -> None:
-        self._logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *error: object) -> None:
-        self._logger.setLevel(self._level)

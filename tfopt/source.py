@@ -19,6 +19,7 @@ from typing import Any
 
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph, first_line, missing_signature
+from tfopt.logs import only_errors
 from tfopt.signature import Signature
 
 FORMATS = "a SavedModel folder, .keras, .h5, .tflite or .onnx"
@@ -179,6 +180,8 @@ def prepare(
                 "its custom ops with --import_module."
             ) from error
     kind = "saved_model" if kind == "keras" else str(kind)
+    if not model_signature.inputs:
+        raise InputError(f"Signature {model_signature.key!r} of {path} has no inputs to run it on.")
     source = Source(
         name, kind, path, frozen, model_signature, sha256, tuple(import_modules), tuple(notes)
     )
@@ -299,14 +302,19 @@ def export(model: Any, folder: Path) -> None:
     Raises:
       InputError: when the model is of another kind or not built.
     """
+    if is_keras(model, "keras") and not model.built:
+        raise InputError(
+            f"Model {model.name!r} is not built: its input shapes are unknown; call it on data "
+            "once or give it an Input."
+        )
+    with only_errors("absl", "tensorflow"):
+        _export(model, folder)
+
+
+def _export(model: Any, folder: Path) -> None:
     import tensorflow as tf
 
     if is_keras(model, "keras"):
-        if not model.built:
-            raise InputError(
-                f"Model {model.name!r} is not built: its input shapes are unknown; call it on data "
-                "once or give it an Input."
-            )
         model.export(str(folder), format="tf_saved_model", verbose=False)
     elif is_keras(model, "tf_keras"):
         tf.saved_model.save(model, str(folder))

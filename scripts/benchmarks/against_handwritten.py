@@ -46,7 +46,7 @@ import machine
 import numpy as np
 import reporting
 import runner_processes
-from absl import app, flags
+from absl import flags
 from runner_processes import Arrays, RunnerError, RunnerProcess
 
 import tfopt
@@ -403,4 +403,4 @@ def _interval(ratio: statistics.Interval) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    reporting.run_app(main)

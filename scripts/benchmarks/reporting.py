@@ -2,10 +2,11 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
+from absl import app, flags
 
 from tfopt.measure import environment
 
@@ -48,3 +49,12 @@ def save(path: str, values: dict[str, Any]) -> None:
 def met(is_met: bool) -> str:
     """Returns the word for a target."""
     return "met" if is_met else "MISSED"
+
+
+def run_app(main: Callable) -> None:
+    """Runs absl's app; --help ends with 0."""
+    try:
+        app.run(main)
+    except SystemExit as end:
+        is_help = any(argument in ("--help", "-h", "--helpfull") for argument in sys.argv[1:])
+        sys.exit(0 if is_help else end.code)

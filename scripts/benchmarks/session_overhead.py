@@ -26,7 +26,7 @@ from collections.abc import Callable
 import example_models
 import numpy as np
 import reporting
-from absl import app, flags
+from absl import flags
 
 import tfopt
 
@@ -233,4 +233,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    reporting.run_app(main)

@@ -16,7 +16,7 @@ import sysconfig
 import time
 
 import reporting
-from absl import app, flags
+from absl import flags
 
 _OUTPUT = reporting.define_output()
 _RUNS = flags.DEFINE_integer("runs", 11, "Runs of each command.", lower_bound=1)
@@ -75,4 +75,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    reporting.run_app(main)

@@ -257,6 +257,11 @@ largest_error.higher_is_better = False
 def of_positives_only(outputs, labels):
     return float(np.mean(outputs[labels == 1, 0]))
 
+def needs_both_classes(outputs, labels):
+    if set(labels) != {0, 1}:
+        raise ValueError("only one class")
+    return float(np.mean(outputs[labels == 1, 0]) - np.mean(outputs[labels == 0, 0]))
+
 def two_numbers(outputs, labels):
     return np.zeros((len(labels), 2))
 """
@@ -323,6 +328,16 @@ class TestEvaluate:
         assert (found.level, found.higher_is_better) == ("set", True)
         np.testing.assert_array_equal(found.outputs["out0"], np.abs(x))
         np.testing.assert_array_equal(found.labels, labels)
+
+    def test_custom_metric_of_the_set_that_refuses_a_part_of_it(self, own_metrics, tmp_path):
+        """As scikit-learn's ROC AUC does when a batch holds one class only."""
+        x, labels = np.random.default_rng(0).normal(size=(20, 3)), np.repeat([0, 1], 10)
+        name = f"{own_metrics}:needs_both_classes"
+        found = evaluate(lambda x: x, examples_of(tmp_path / "a", x, labels), name)
+        x = x.astype(np.float32)
+        assert found.accuracy == pytest.approx(x[10:, 0].mean() - x[:10, 0].mean())
+        with pytest.raises(ValueError, match="only one class"):
+            evaluate(lambda x: x, examples_of(tmp_path / "b", x, labels * 0), name)
 
     def test_custom_metric_of_another_shape(self, own_metrics, tmp_path):
         with pytest.raises(InputError, match=r"returned shape \(4, 2\) for 4 examples"):

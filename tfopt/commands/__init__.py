@@ -53,13 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         positional = values(["tfopt", *rest], known_only=False)[1:]
         if positional and not getattr(module, "TAKES_FILES", False):
             raise flags.Error(f"unexpected argument {positional[0]!r}")
-        values["files"].value = positional
     except flags.Error as error:
-        valid = ", ".join(f"--{name}" for name in sorted(values) if name != "files")
+        valid = ", ".join(f"--{name}" for name in sorted(values))
         return _refuse(f"tfopt {name}: {str(error).strip().rstrip('.')}; the flags are: {valid}.")
     sys.path.insert(0, "")  # --data, --metric and the like name modules in the current folder
     try:
-        return module.run(values)
+        return module.run(values, positional) if positional else module.run(values)
     except InputError as error:
         return _refuse(str(error))
     except ResultError as error:

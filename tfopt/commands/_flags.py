@@ -9,14 +9,8 @@ from absl import flags
 from tfopt.errors import InputError
 
 
-def define_files(values: flags.FlagValues) -> None:
-    """A hidden place for arguments without a flag."""
-    flags.DEFINE_list("files", [], "Arguments without a flag.", flag_values=values)
-
-
 def define_model(values: flags.FlagValues) -> None:
     """The model that comes in."""
-    define_files(values)
     flags.DEFINE_string(
         "model", None, "SavedModel folder, .keras, .h5, .tflite or .onnx.", flag_values=values
     )
@@ -53,6 +47,12 @@ def define_measurement(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("batch_size", 1, "Examples in each timed run.", flag_values=values)
     flags.DEFINE_integer(
         "num_threads", None, "Threads of every runtime; default: all cores.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "max_timing_s",
+        4.0,
+        "Seconds after which a timing ends, however wide its interval.",
+        flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Of the split and of the order of runs.", flag_values=values)
 

@@ -12,7 +12,6 @@ from tfopt.errors import InputError
 
 def define_flags(values: flags.FlagValues) -> None:
     """Declares the flags."""
-    _flags.define_files(values)
     _flags.define_measurement(values)
     _flags.define_limits(values)
     flags.DEFINE_list("artifacts", [], "Folders of artifacts.", flag_values=values)
@@ -27,6 +26,12 @@ def run(values: flags.FlagValues) -> int:
     output = Path(values.output)
     if output.exists():
         raise InputError(f"{output} exists already; nothing was overwritten, name another.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.touch()
+        output.unlink()
+    except OSError as error:
+        raise InputError(f"{output} cannot be written ({error.strerror}).") from error
     from tfopt.api import benchmark
 
     comparison = benchmark(
@@ -35,6 +40,7 @@ def run(values: flags.FlagValues) -> int:
         batch_size=values.batch_size,
         num_threads=values.num_threads,
         seed=values.seed,
+        max_timing_s=values.max_timing_s,
         import_modules=tuple(values.import_module),
         limits=_flags.limits(values),
     )

@@ -5,26 +5,25 @@ For example: tfopt compare before/results.json after/results.json --baseline=flo
 
 from __future__ import annotations
 
-from absl import flags
+from collections.abc import Sequence
 
-from tfopt.commands import _flags
+from absl import flags
 
 TAKES_FILES = True
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Declares the flags."""
-    _flags.define_files(values)
     flags.DEFINE_string(
         "baseline", None, "Variant whose median the others are divided into.", flag_values=values
     )
 
 
-def run(values: flags.FlagValues) -> int:
+def run(values: flags.FlagValues, files: Sequence[str] = ()) -> int:
     """Runs the command."""
     from tfopt.compare.comparison import Comparison
 
-    comparison = Comparison.from_files(values.files)
+    comparison = Comparison.from_files(files)
     print(comparison.to_text())
     if values.baseline is not None:
         table = comparison.relative_to(values.baseline)

@@ -77,6 +77,7 @@ def run(values: flags.FlagValues) -> int:
         batch_size=values.batch_size,
         num_threads=values.num_threads,
         seed=values.seed,
+        max_timing_s=values.max_timing_s,
         num_calibration=values.num_calibration,
         limits=_flags.limits(values),
         **_flags.source_options(values),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from absl import flags
 
-from tfopt.commands import _flags
-
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Declares the flags."""
-    _flags.define_files(values)
+    """Declares no flags."""
+    del values
 
 
 def run(values: flags.FlagValues) -> int:

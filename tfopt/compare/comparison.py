@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -55,7 +55,12 @@ class Comparison:
                 f"The results come from different machines ({names}), so that their times cannot "
                 "be compared; measure both on one."
             )
-        details = found[0].details if len(found) == 1 else {"files": [str(path) for path in paths]}
+        details = found[0].details
+        if len(found) > 1:
+            details = {
+                "files": [str(path) for path in paths],
+                "environment": {"cpu": next(iter(machines))},
+            }
         return cls(tuple(row for item in found for row in item.rows), details)
 
     @property
@@ -117,7 +122,7 @@ class Comparison:
                 ("* " if row.get("chosen") else "  ") + row["variant"],
                 row["status"],
                 _number(row.get("median_ms"), "{:.3f}"),
-                _interval(row),
+                interval(row),
                 _number(row.get("accuracy"), "{:.4f}"),
                 _number(row.get("accuracy_drop_high"), "{:.4f}"),
                 size(row.get("size_bytes")),
@@ -144,10 +149,18 @@ def size(value: float | None) -> str:
     if value is None:
         return ""
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        # From 999.5 on, three digits would be 1e+03.
+        if value < 999.5 or unit == "GB":
+            is_whole = unit == "B" or value >= 999.5
+            return f"{value:.0f} {unit}" if is_whole else f"{value:.3g} {unit}"
         value /= 1000
     return ""
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """The speed-up with its interval for people: 2.31 (2.25–2.38)."""
+    values = [_plain(row.get(name)) for name in ("speedup", "speedup_low", "speedup_high")]
+    return "" if None in values else "{:.2f} ({:.2f}–{:.2f})".format(*values)
 
 
 def _read(path: Path) -> Comparison:
@@ -157,12 +170,12 @@ def _read(path: Path) -> Comparison:
         raise InputError(f"No results at {path}; expected a results.json that tfopt wrote.")
     try:
         value = json.loads(path.read_text())
-        rows = value.pop("rows")
+        rows = tuple({**row} for row in value.pop("rows"))
         if value.pop("format") != FORMAT:
             raise KeyError("format")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no results.json of this version of tfopt.") from error
-    return Comparison(tuple(rows), value)
+    return Comparison(rows, value)
 
 
 class _replace:  # noqa: N801
@@ -195,10 +208,5 @@ def _cell(value: Any) -> Any:
 
 
 def _number(value: float | None, form: str) -> str:
+    value = _plain(value)
     return "" if value is None else form.format(value)
-
-
-def _interval(row: dict[str, Any]) -> str:
-    if row.get("speedup") is None:
-        return ""
-    return f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"

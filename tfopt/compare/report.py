@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,16 +92,13 @@ def to_html(comparison: Comparison) -> str:
 
 
 def _row(row: dict[str, Any]) -> str:
-    from tfopt.compare.comparison import size
+    from tfopt.compare.comparison import interval, size
 
-    speedup = ""
-    if row.get("speedup") is not None:
-        speedup = f"{row['speedup']:.2f} ({row['speedup_low']:.2f}–{row['speedup_high']:.2f})"
     cells = [
         (row["variant"], ""),
         (row["status"].replace("_", " "), row["status"]),
         (_number(row.get("median_ms"), 3), ""),
-        (speedup, ""),
+        (interval(row), ""),
         ((row.get("verdict") or "").replace("_", " "), row.get("verdict") or ""),
         (_number(row.get("accuracy"), 4), ""),
         (_number(row.get("accuracy_drop"), 4), ""),
@@ -113,14 +111,14 @@ def _row(row: dict[str, Any]) -> str:
     ]
     chosen = ' class="chosen"' if row.get("chosen") else ""
     return f"<tr{chosen}>" + "".join(
-        f'<td class="{style}">{html.escape(str(text))}</td>' if style
+        f'<td class="{html.escape(style)}">{html.escape(str(text))}</td>' if style
         else f"<td>{html.escape(str(text))}</td>"
         for text, style in cells
     ) + "</tr>"  # fmt: skip
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def _pairs(values: dict[str, Any] | None) -> str:

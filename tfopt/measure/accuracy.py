@@ -356,7 +356,13 @@ class _Collect:
         scores: Any = None
         if self.level != "set":
             given = _given(outputs) if self._is_custom else output
-            scores = np.asarray(self._metric.score(given, labels), np.float64)
+            try:
+                scores = np.asarray(self._metric.score(given, labels), np.float64)
+            except Exception:
+                if self.level != "custom":
+                    raise
+                # One of a set may have no value on a part of it; on all of it, `finish` asks again.
+                scores = np.asarray(math.nan)
             if self.level == "custom":
                 self.level = "set" if scores.ndim == 0 else "example"
         if self.level == "set":

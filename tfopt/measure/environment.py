@@ -51,8 +51,10 @@ def num_cores() -> int:
     """Cores that this process may use: affinity and container limit."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cores = affinity or 1
-    quota = _read("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0] != "max":
+    quota = _read("/sys/fs/cgroup/cpu.max").split() or [
+        _read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period")
+    ]
+    if len(quota) == 2 and all(value.isdigit() for value in quota):  # "max" and -1 are no limit
         cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
     return cores
 
@@ -60,7 +62,9 @@ def num_cores() -> int:
 def memory_bytes() -> int:
     """Memory that this process may use: the machine's, or the container's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    limit = (
+        _read("/sys/fs/cgroup/memory.max") or _read("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    ).strip()
     return min(total, int(limit)) if limit.isdigit() else total
 
 

@@ -1,9 +1,10 @@
-"""The only clock: candidates and baseline timed side by side in one process.
+"""The only clock: candidates and baseline timed side by side.
 
 Blocks of calls alternate in random order, so that a machine that becomes slower for a second does
-so for all of them; after each change of model the first calls are kept apart, since worker threads
-of the previous runtime may still spin and caches are cold. Raw values are kept: statistics are
-derived later.
+so for all of them. Runtimes keep their threads spinning for a while after a call, which slows down
+whatever runs next to them: so models of different runtimes are timed in processes of their own
+that take turns (`tfopt.search.timing`), and the first calls of each block are kept apart. Raw
+values are kept: statistics are derived later.
 
 Learned from pyperf (raw values and warm-ups are kept) and MLPerf LoadGen (how many values carry a
 percentile).
@@ -15,16 +16,18 @@ import dataclasses
 import itertools
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from tfopt.measure import environment, statistics
 from tfopt.runtimes.base import Arrays, Session
 
-MIN_BLOCK_S = 0.02
-MIN_BLOCK_CALLS = 4
+BLOCK_S = 0.03
+MAX_BLOCK_CALLS = 200
+WINDOW = 4
+MIN_WARM_UP_S = 0.1
 SETTLE_S = 0.003
 MIN_BLOCKS = 10
 MAX_BLOCKS = 80
@@ -53,6 +56,11 @@ class Timing:
         """All counted times."""
         return list(itertools.chain.from_iterable(self.blocks_s))
 
+    @property
+    def median_s(self) -> float:
+        """Median of all counted times."""
+        return float(np.median(self.values_s))
+
     def summary(self) -> dict[str, float | None]:
         """Median and percentiles in milliseconds; None where the sample does not carry one."""
         values = self.values_s
@@ -77,40 +85,85 @@ class Timing:
         return cls(**value)
 
 
-def time_sessions(
-    sessions: Mapping[str, Session],
-    batches: Sequence[Arrays],
+class Timer(Protocol):
+    """Something whose calls can be timed, here or in another process."""
+
+    def warm_up(self) -> list[float]:
+        """Calls until it is stable; returns the seconds of each call."""
+
+    def block(self, count: int) -> tuple[list[float], list[float]]:
+        """Calls a few times to settle, then `count` times; returns the seconds of both."""
+
+
+class SessionTimer:
+    """Times a session of this process, with real inputs in turn."""
+
+    def __init__(self, session: Session, batches: Sequence[Arrays]):
+        self._run = session.run
+        self._num_batches = len(batches)
+        self._batches = itertools.cycle(batches)
+
+    def call(self) -> float:
+        """Runs the next batch and returns the seconds until its outputs were host arrays."""
+        batch = next(self._batches)
+        begin = time.perf_counter()
+        self._run(batch)
+        return time.perf_counter() - begin
+
+    def warm_up(self) -> list[float]:
+        """Every batch once, then until the median of a window is within 5 % of the one before."""
+        times = [self.call() for _ in range(self._num_batches)]
+        num_first = len(times)
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < MAX_WARM_UP_S:
+            times += [self.call() for _ in range(WINDOW)]
+            if len(times) - num_first < 2 * WINDOW or time.perf_counter() - begin < MIN_WARM_UP_S:
+                continue
+            last = float(np.median(times[-WINDOW:]))
+            before = float(np.median(times[-2 * WINDOW : -WINDOW]))
+            if abs(last - before) <= STABLE * before:
+                break
+        return times
+
+    def block(self, count: int) -> tuple[list[float], list[float]]:
+        """At least one call and 3 ms to settle, then `count` calls."""
+        settled: list[float] = []
+        while not settled or sum(settled) < SETTLE_S:
+            settled.append(self.call())
+        return settled, [self.call() for _ in range(count)]
+
+
+def time_interleaved(
+    timers: Mapping[str, Timer],
     *,
     seed: int = 0,
     max_s: float = 4.0,
     interval_width: float = 0.03,
 ) -> dict[str, Timing]:
-    """Times sessions on real inputs, interleaved.
+    """Times models in alternating blocks.
 
     Args:
-      sessions: by name; the first is what the others are compared with.
-      batches: inputs, used in turn.
+      timers: by name; the first is what the others are compared with.
       seed: of the order.
       max_s: stop after this many seconds, though not before ten blocks each.
-      interval_width: stop when the 95 % interval of each ratio to the first session is narrower.
+      interval_width: stop when the 95 % interval of each ratio to the first is narrower.
 
     Returns:
-      The raw times of each session.
+      The raw times of each model.
     """
-    calls = {name: _caller(session, batches) for name, session in sessions.items()}
-    warm_up = {name: _warm_up(call) for name, call in calls.items()}
+    warm_up = {name: timer.warm_up() for name, timer in timers.items()}
     per_block = {
-        name: max(MIN_BLOCK_CALLS, round(MIN_BLOCK_S / max(min(times[-3:]), 1e-7)))
+        name: max(1, min(MAX_BLOCK_CALLS, round(BLOCK_S / max(np.median(times[-WINDOW:]), 1e-7))))
         for name, times in warm_up.items()
     }
-    order, shuffle = list(calls), random.Random(seed).shuffle
-    settle: dict[str, list[list[float]]] = {name: [] for name in calls}
-    blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
+    order, shuffle = list(timers), random.Random(seed).shuffle
+    settle: dict[str, list[list[float]]] = {name: [] for name in timers}
+    blocks: dict[str, list[list[float]]] = {name: [] for name in timers}
     begin, cpu_before = time.perf_counter(), environment.cpu_times()
     for index in range(MAX_BLOCKS):
         shuffle(order)
         for name in order:
-            settled, times = _block(calls[name], per_block[name])
+            settled, times = timers[name].block(per_block[name])
             settle[name].append(settled)
             blocks[name].append(times)
         if index + 1 >= MIN_BLOCKS:
@@ -122,7 +175,7 @@ def time_sessions(
         after - before for before, after in zip(cpu_before, environment.cpu_times(), strict=True)
     )
     share = steal / total if total else 0.0
-    return {name: Timing(warm_up[name], settle[name], blocks[name], share) for name in calls}
+    return {name: Timing(warm_up[name], settle[name], blocks[name], share) for name in timers}
 
 
 def speedup(baseline: Timing, candidate: Timing, seed: int = 0) -> statistics.Interval:
@@ -136,44 +189,6 @@ def _ratio(
     return statistics.median_ratio(
         [np.array(block) for block in baseline], [np.array(block) for block in candidate], seed=seed
     )
-
-
-def _caller(session: Session, batches: Sequence[Arrays]) -> Callable[[], float]:
-    run, inputs, clock = session.run, itertools.cycle(batches), time.perf_counter
-
-    def call() -> float:
-        batch = next(inputs)
-        begin = clock()
-        run(batch)
-        return clock() - begin
-
-    call.num_batches = len(batches)  # type: ignore[attr-defined]
-    return call
-
-
-def _warm_up(call: Callable[[], float]) -> list[float]:
-    """Calls until the median of one window is within 5 % of the window before."""
-    times: list[float] = []
-    # Every batch once: XLA compiles for each new shape.
-    window = max(5, call.num_batches)  # type: ignore[attr-defined]
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < MAX_WARM_UP_S:
-        times += [call() for _ in range(window)]
-        if len(times) >= 3 * window and time.perf_counter() - begin > 0.1:
-            last, before = (
-                statistics.percentile(part, 50)
-                for part in (times[-window:], times[-2 * window : -window])
-            )
-            if last is not None and before is not None and abs(last - before) <= STABLE * before:
-                break
-    return times
-
-
-def _block(call: Callable[[], float], count: int) -> tuple[list[float], list[float]]:
-    settled: list[float] = []
-    while not settled or sum(settled) < SETTLE_S:
-        settled.append(call())
-    return settled, [call() for _ in range(count)]
 
 
 def _is_narrow(blocks: Mapping[str, list[list[float]]], width: float) -> bool:

@@ -179,12 +179,15 @@ class Runtime(abc.ABC):
       name: as in a variant's name.
       packages: distributions whose versions are recorded.
       library: the module that its sessions import.
+      shares_threads: whether all sessions of a process share one pool of threads, so that several
+        can be timed in one process without disturbing each other.
       precisions: filled from the decorated methods.
     """
 
     name: str
     packages: tuple[str, ...]
     library: str
+    shares_threads = False
     precisions: dict[str, Precision]
 
     def __init_subclass__(cls) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import FrozenGraph, first_line
+from tfopt.logs import only_errors
 from tfopt.runtimes.base import Arrays, Conversion, Runtime, Session, precision
 from tfopt.signature import Signature, TensorSpec
 
@@ -176,7 +177,8 @@ class OnnxRuntime(Runtime):
             quant_pre_process(_parent_file(conversion), prepared, skip_symbolic_shape=True)
             ranges = Path(name, "ranges.json")
             _calibrate(prepared, method, conversion.calibration_batches(), ranges)
-            with _quiet_root():
+            # Its warning asks for the pre-processing that was just done.
+            with only_errors(""):
                 quantize_static(
                     prepared,
                     conversion.folder / FILE,
@@ -405,17 +407,6 @@ class _Collect(logging.Handler):
 
     def __exit__(self, *error: object) -> None:
         self._logger.removeHandler(self)
-
-
-class _quiet_root:  # noqa: N801
-    """Holds back `quantize_static`'s warnings about pre-processing, which was done."""
-
-    def __enter__(self) -> None:
-        self._level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)
-
-    def __exit__(self, *error: object) -> None:
-        logging.getLogger().setLevel(self._level)
 
 
 RUNTIME = OnnxRuntime()

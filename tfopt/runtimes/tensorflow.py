@@ -47,6 +47,7 @@ class TensorFlow(Runtime):
     name = "tensorflow"
     packages = ("tensorflow", "keras")
     library = "tensorflow"
+    shares_threads = True
 
     def missing(self) -> str | None:  # noqa: D102
         return None

@@ -40,6 +40,10 @@ class Ledger:
         """The record of a finished step, or None."""
         return self._steps.get((step, str(variant)))
 
+    def records(self) -> list[dict[str, Any]]:
+        """All finished steps."""
+        return list(self._steps.values())
+
     def add(self, step: str, variant: object = "", **values: Any) -> dict[str, Any]:
         """Records a finished step; it is on disk when this returns."""
         record = {"step": step, "variant": str(variant), **values}
@@ -74,7 +78,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise InputError(
                 f"{path} is damaged in line {number + 1}; start again with --overwrite."
             ) from error
-    if not records or "identity" not in records[0]:
+    if not records or not isinstance(records[0], dict) or "identity" not in records[0]:
         raise InputError(f"{path} is no ledger of tfopt; start again with --overwrite.")
     return records
 

@@ -110,7 +110,8 @@ def optimize(
     if isinstance(model, (str, Path)):
         model = sources.check_path(model)
     folder = claim_folder(Path(output_dir), resume, overwrite)
-    search = Search(folder, chosen, Progress(quiet))
+    is_tensorflow = not (isinstance(model, Path) and model.suffix in (".tflite", ".onnx"))
+    search = Search(folder, chosen, Progress(quiet), is_tensorflow)
     return Result(folder, *search.run(model, data, budget or Budget()))
 
 

@@ -27,6 +27,7 @@ class Options:
       custom_objects: module with the Keras layers and functions that the file needs.
       import_modules: modules that register TensorFlow custom ops.
       num_calibration: examples to calibrate with.
+      max_timing_s: seconds after which a timing ends, however wide its interval.
       limits: for each conversion and each measurement.
     """
 
@@ -40,6 +41,7 @@ class Options:
     custom_objects: str | None = None
     import_modules: tuple[str, ...] = ()
     num_calibration: int = datasets.NUM_CALIBRATION
+    max_timing_s: float = 4.0
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:

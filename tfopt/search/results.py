@@ -119,16 +119,10 @@ def write(run: Run, chosen: str | None = None) -> Comparison:
 
 
 def _seconds(run: Run) -> dict[str, float]:
-    """Where the time went, over all runs of this folder."""
-    records = [
-        (step, run.ledger.get(step, variant) or {})
-        for variant in (*run.plan.baselines, *run.plan.candidates)
-        for step in ("convert", "measure", "cold_start")
-    ]
-    records += [(step, run.ledger.get(step) or {}) for step in ("pilot", "final")]
+    """Where the time went, over all runs of this folder; without the start of workers."""
     total: dict[str, float] = {}
-    for step, record in records:
-        total[step] = total.get(step, 0.0) + record.get("seconds", 0.0)
+    for record in run.ledger.records():
+        total[record["step"]] = total.get(record["step"], 0.0) + record.get("seconds", 0.0)
     return total
 
 
@@ -149,7 +143,7 @@ def _summarize(rows: Sequence[dict[str, Any]], details: dict[str, Any], budget: 
         parts.append(f"It won a final run side by side with {', '.join(others)}.")
     if chosen is not as_saved:
         parts.append(
-            f"It is {as_saved['median_ms'] / chosen['median_ms']:.1f} times as fast as the model "
+            f"It is {chosen['speedup'] / as_saved['speedup']:.1f} times as fast as the model "
             f"as saved, and {chosen['speedup']:.2f} times (95 % interval "
             f"{chosen['speedup_low']:.2f} to {chosen['speedup_high']:.2f}) as fast as the "
             f"baseline {details['baseline']}, the fastest unchanged way of running it."

@@ -84,7 +84,10 @@ class Run:
         return None if record is None else record["reason"]
 
     def timed(self, variant: Variant) -> dict[str, Any] | None:
-        """The figures of a variant's timing, or None."""
-        pilot = self.ledger.get("pilot") or {"rows": {}}
-        record = pilot["rows"].get(str(variant)) or self.ledger.get("measure", variant)
+        """The figures of a variant's last timing, or None."""
+        for step in ("final", "pilot"):
+            record = (self.ledger.get(step) or {"rows": {}})["rows"].get(str(variant))
+            if record is not None:
+                return record
+        record = self.ledger.get("measure", variant)
         return record if record is not None and "median_ms" in record else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tfopt.search.candidates import plan
 from tfopt.search.ledger import Ledger
 from tfopt.search.options import Options
 from tfopt.search.progress import Progress, duration
+from tfopt.search.remote import RemoteSession
 from tfopt.search.run import Run
 from tfopt.source import Source
 from tfopt.variant import Variant
@@ -34,51 +35,59 @@ NUM_FINALISTS = 4
 FINAL_MARGIN = 0.9  # a finalist could be this close to the leader
 
 
-class _Clock:
-    """The seconds of a step, without those that its worker took to start."""
-
-    def __init__(self, worker: Worker):
-        self._worker = worker
-        self.seconds = 0.0
-
-    def __enter__(self) -> _Clock:
-        self._begin = time.perf_counter() - self._worker.startup_s
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds = time.perf_counter() - self._worker.startup_s - self._begin
-
-
 class Search:
     """Runs a search in an output folder.
 
-    Two workers: one converts, the other has the baseline loaded, evaluates and times. A third kind
-    lives for one cold start each.
+    One worker converts. Another holds the baseline, and with it everything else that runs on
+    TensorFlow; each other candidate is evaluated and timed in a worker of its own.
 
     Args:
       folder: the output folder.
       options: of the search.
       progress: gets a line a variant.
+      is_tensorflow: whether the model is TensorFlow's or Keras's.
     """
 
-    def __init__(self, folder: Path, options: Options, progress: Progress):
+    def __init__(
+        self, folder: Path, options: Options, progress: Progress, is_tensorflow: bool = True
+    ):
         self.folder, self.options, self.progress = folder, options, progress
-        self._new_worker: Callable[..., Worker] = lambda name, *preload: Worker(
-            folder / "logs" / f"{name}.log", options.limits, options.import_modules, preload
-        )
-        self.converter = self._new_worker("convert", "tensorflow")
-        self.measurer = self._new_worker("measure", "tfopt.search.steps")
+        self._workers: list[Worker] = []
+        # Keras and TensorFlow models need TensorFlow in both; the other formats may not.
+        preload = ("tensorflow",) if is_tensorflow else ()
+        self.converter = self._new_worker("convert", *preload)
+        self.baseline_worker = self._new_worker("baseline", *preload)
+
+    def _new_worker(self, name: str, *preload: str) -> Worker:
+        log = self.folder / "logs" / f"{name}.log"
+        worker = Worker(log, self.options.limits, self.options.import_modules, preload)
+        self._workers.append(worker)
+        return worker
+
+    @contextlib.contextmanager
+    def _clock(self) -> Iterator[dict[str, float]]:
+        """Fills in the `seconds` of a step, without those that workers took to start."""
+
+        def now() -> float:
+            return time.perf_counter() - sum(worker.startup_s for worker in self._workers)
+
+        seconds: dict[str, float] = {}
+        begin = now()
+        yield seconds
+        seconds["seconds"] = now() - begin
 
     def run(self, model: Any, data: Any, budget: Budget) -> tuple[Artifact | None, Comparison]:
         """Searches from wherever the ledger stands; returns what is in `best/` and the table."""
         begin = time.monotonic()
         try:
-            with self.converter, self.measurer:
+            with self.converter, self.baseline_worker:
                 run = self._prepare(model, data, budget)
                 self._pilot(run)
                 for variant in run.plan.candidates:
                     self._try(run, variant)
                     results.write(run)
+                self.converter.close()
+                self._cold_starts(run)
                 finalists = self._final(run)
             comparison = results.write(run, finalists[0] if finalists else None)
             best = None
@@ -186,39 +195,25 @@ class Search:
         """
         self.progress.start(len(run.plan.baselines) + len(run.plan.candidates))
         for variant in run.plan.baselines:
-            if variant == run.as_saved and run.ledger.get("measure", variant) is not None:
-                # The reference's outputs go with the data, so that a resumed run makes them anew.
-                self._call_measure(run, variant, None)
             self._convert(run, variant)
-            self._measure(run, variant, None)
+            self._measure(run, variant)
             if variant == run.as_saved and (reason := run.failure(variant)):
                 raise ResultError(f"The model itself does not run on this data: {reason}")
-        running = [v for v in run.plan.baselines if run.failure(v) is None]
         if run.ledger.get("pilot") is None:
-            self._time_pilot(run, running)
+            running = [variant for variant in run.plan.baselines if run.failure(variant) is None]
+            with self._clock() as clock, self._opened(run, running) as sessions:
+                timings = self._time(run, "pilot", sessions)
+                baseline = min(timings, key=lambda name: timings[name].median_s)
+                rows = {name: _figures(run, timings[baseline], timings[name]) for name in timings}
+            run.ledger.add("pilot", baseline=baseline, rows=rows, **clock)
         for variant in run.plan.baselines:
-            if variant in running:
-                self._cold_start(run, variant)
             self._report(run, variant)
         results.write(run)
-
-    def _time_pilot(self, run: Run, running: Sequence[Variant]) -> None:
-        with _Clock(self.measurer) as clock:
-            timings = self._time_together(run, [str(variant) for variant in running], run.seed)
-        self._keep(run, "pilot", timings)
-        medians = {
-            name: timing.summary()["median_ms"] or math.inf for name, timing in timings.items()
-        }
-        baseline = min(medians, key=lambda name: medians[name])
-        rows = {name: _figures(run, timings[baseline], timings[name]) for name in timings}
-        run.ledger.add("pilot", baseline=baseline, rows=rows, seconds=clock.seconds)
 
     def _try(self, run: Run, variant: Variant) -> None:
         """Converts, evaluates and times one candidate."""
         self._convert(run, variant)
-        self._measure(run, variant, run.baseline)
-        if run.failure(variant) is None:
-            self._cold_start(run, variant)
+        self._measure(run, variant)
         self._report(run, variant)
 
     def _report(self, run: Run, variant: Variant) -> None:
@@ -241,7 +236,7 @@ class Search:
         folder = run.artifact_folder(variant)
         parent = runtimes.get(variant.runtime).parent(variant)
         reason = None
-        with _Clock(self.converter) as clock:
+        with self._clock() as clock:
             if not folder.exists():  # a kill can come between the folder and its line
                 try:
                     self.converter.call(
@@ -255,54 +250,84 @@ class Search:
                     )
                 except ConversionError as error:
                     reason = str(error)
-        run.ledger.add("convert", variant, reason=reason, seconds=clock.seconds)
+        run.ledger.add("convert", variant, reason=reason, **clock)
 
-    def _measure(self, run: Run, variant: Variant, baseline: Variant | None) -> None:
-        """Evaluates a variant, and times it where there is a baseline, unless that was done."""
-        if run.failure(variant) is not None or run.ledger.get("measure", variant) is not None:
+    def _measure(self, run: Run, variant: Variant) -> None:
+        """Evaluates a variant and times it against the baseline, unless that was done.
+
+        The unchanged variants are evaluated only; the pilot times them all together.
+        """
+        if run.failure(variant) is not None:
+            return
+        is_done = run.ledger.get("measure", variant) is not None
+        # The reference's outputs go with the data, so that a resumed run makes them anew.
+        if is_done and variant != run.as_saved:
             return
         values: dict[str, Any] = {"reason": None}
-        with _Clock(self.measurer) as clock:
+        cold_start: steps.ColdStart | None = None
+        with self._clock() as clock:
             try:
-                timings = self._call_measure(run, variant, baseline)
-                if timings:
-                    self._keep(run, variant.slug, timings)
-                    values |= _figures(run, timings["baseline"], timings["candidate"])
+                together = [variant]
+                if variant not in run.plan.baselines and run.baseline is not None:
+                    together = [run.baseline, variant]
+                with self._opened(run, together) as sessions:
+                    session = sessions[str(variant)]
+                    if not self._is_shared(run, variant):
+                        cold_start = session.cold_start
+                    session.evaluate(
+                        run.metric,
+                        run.output_name,
+                        run.reference_folder,
+                        run.evaluation_file(variant),
+                    )
+                    if len(sessions) > 1:
+                        baseline, candidate = self._time(run, variant.slug, sessions).values()
+                        values |= _figures(run, baseline, candidate)
             except ConversionError as error:
                 values["reason"] = str(error)
-        run.ledger.add("measure", variant, **values, seconds=clock.seconds)
+        if is_done:
+            return
+        run.ledger.add("measure", variant, **values, **clock)
+        if cold_start is not None and values["reason"] is None:
+            _add_cold_start(run, variant, cold_start, seconds=0.0)
 
-    def _call_measure(
-        self, run: Run, variant: Variant, baseline: Variant | None
-    ) -> dict[str, latency.Timing]:
-        return self.measurer.call(
-            "tfopt.search.steps:measure",
-            run.artifact_folder(variant),
-            None if baseline is None else run.artifact_folder(baseline),
-            run.dataset,
-            metric=run.metric,
-            output_name=run.output_name,
-            batch_size=run.batch_size,
-            num_threads=run.num_threads,
-            seed=run.seed,
-            reference_folder=run.reference_folder,
-            evaluation_file=run.evaluation_file(variant),
+    def _is_shared(self, run: Run, variant: Variant) -> bool:
+        """Whether a variant runs in the baseline's process."""
+        runtime = runtimes.get(variant.runtime)
+        return variant in run.plan.baselines or (
+            runtime.shares_threads and variant.runtime == run.as_saved.runtime
         )
 
-    def _time_together(
-        self, run: Run, names: Sequence[str], seed: int
-    ) -> dict[str, latency.Timing]:
-        return self.measurer.call(
-            "tfopt.search.steps:time_together",
-            {name: run.artifact_folder(Variant.parse(name)) for name in names},
-            run.dataset,
-            batch_size=run.batch_size,
-            num_threads=run.num_threads,
-            seed=seed,
-        )
+    @contextlib.contextmanager
+    def _opened(self, run: Run, variants: Sequence[Variant]) -> Iterator[dict[str, RemoteSession]]:
+        """Opens variants where they are measured, and closes all but the baseline."""
+        with contextlib.ExitStack() as stack:
+            sessions: dict[str, RemoteSession] = {}
+            for variant in variants:
+                is_shared = self._is_shared(run, variant)
+                worker = self.baseline_worker
+                if not is_shared:
+                    worker = stack.enter_context(self._measuring_worker(variant))
+                session = self._open(run, variant, worker)
+                sessions[str(variant)] = session
+                if is_shared and variant != run.baseline:
+                    stack.callback(session.close)
+            yield sessions
 
-    def _keep(self, run: Run, name: str, timings: dict[str, latency.Timing]) -> None:
-        """Writes raw times to disk."""
+    def _measuring_worker(self, variant: Variant) -> Worker:
+        return self._new_worker("measure", runtimes.get(variant.runtime).library)
+
+    def _open(self, run: Run, variant: Variant, worker: Worker) -> RemoteSession:
+        folder = run.artifact_folder(variant)
+        return RemoteSession(worker, folder, run.dataset, run.batch_size, run.num_threads)
+
+    def _time(
+        self, run: Run, name: str, sessions: Mapping[str, RemoteSession]
+    ) -> dict[str, latency.Timing]:
+        """Times open sessions side by side and writes the raw times to disk."""
+        timings = latency.time_interleaved(
+            sessions, seed=run.seed, max_s=self.options.max_timing_s * max(1, len(sessions) - 1)
+        )
         path = run.timing_file(name)
         path.parent.mkdir(exist_ok=True)
         value = {
@@ -312,53 +337,64 @@ class Search:
             "timings": {key: timing.to_json() for key, timing in timings.items()},
         }
         path.write_text(json.dumps(value))
+        return timings
 
-    def _cold_start(self, run: Run, variant: Variant) -> None:
-        """Measures load time and memory in a new process, unless that was done."""
-        if run.ledger.get("cold_start", variant) is not None:
-            return
-        values: dict[str, Any] = {}
-        with self._new_worker("cold_start") as worker, _Clock(worker) as clock:
-            try:
-                cold = worker.call(
-                    "tfopt.measure.cold_start:measure",
-                    run.artifact_folder(variant),
-                    run.dataset,
-                    run.batch_size,
-                    run.num_threads,
-                )
-                values["cold_start_ms"] = cold.cold_start_ms
-                values["peak_memory_bytes"] = cold.peak_memory_bytes or None
-            except ConversionError as error:
-                values["note"] = f"The cold start was not measured: {error}"
-        run.ledger.add("cold_start", variant, **values, seconds=clock.seconds)
+    def _cold_starts(self, run: Run) -> None:
+        """Starts those that were measured in the baseline's process once more, in a new one.
+
+        This comes last and without the converter, so that few large processes live at a time.
+        """
+        for variant in (*run.plan.baselines, *run.plan.candidates):
+            if run.failure(variant) is not None or run.ledger.get("cold_start", variant):
+                continue
+            self.progress.say(f"Cold start of {variant} …")
+            with self._clock() as clock, self._measuring_worker(variant) as worker:
+                try:
+                    cold_start = self._open(run, variant, worker).cold_start
+                except ConversionError as error:
+                    note = f"The cold start was not measured: {error}"
+                    run.ledger.add("cold_start", variant, note=note)
+                    continue
+            _add_cold_start(run, variant, cold_start, **clock)
 
     # Choosing.
 
     def _final(self, run: Run) -> list[str]:
         """Times the leaders in one run; returns their names, the fastest first.
 
-        Each candidate was timed at another moment, so that the best of many is partly luck.
+        Each candidate was timed at another moment, so that the best of many is partly luck. The
+        figures of this run replace the earlier ones.
         """
         record = run.ledger.get("final")
         if record is not None:
             return record["order"]
         tried = (*run.plan.baselines, *run.plan.candidates)
-        inside = [values for values in (results.row(run, variant) for variant in tried)
-                  if values["status"] == "ok"]  # fmt: skip
+        inside = [
+            values
+            for values in (results.row(run, variant) for variant in tried)
+            if values["status"] == "ok"
+        ]
         inside.sort(key=lambda values: values["speedup"], reverse=True)
-        order = [
-            values["variant"]
+        leaders = [
+            Variant.parse(values["variant"])
             for values in inside[:NUM_FINALISTS]
             if values["speedup_high"] > FINAL_MARGIN * inside[0]["speedup_low"]
         ]
-        with _Clock(self.measurer) as clock:
-            if len(order) > 1:
+        order, rows = [str(variant) for variant in leaders], {}
+        with self._clock() as clock:
+            if len(leaders) > 1:
                 self.progress.say(f"Final run, side by side: {', '.join(order)} …")
-                timings = self._time_together(run, order, run.seed + 1)
-                self._keep(run, "final", timings)
-                order.sort(key=lambda name: timings[name].summary()["median_ms"] or math.inf)
-        run.ledger.add("final", order=order, seconds=clock.seconds)
+                assert run.baseline is not None
+                together = list(dict.fromkeys([run.baseline, *leaders]))
+                try:
+                    with self._opened(run, together) as sessions:
+                        timings = self._time(run, "final", sessions)
+                    baseline = timings[str(run.baseline)]
+                    rows = {name: _figures(run, baseline, timings[name]) for name in timings}
+                    order.sort(key=lambda name: timings[name].median_s)
+                except ConversionError as error:
+                    self.progress.say(f"The final run failed, the earlier times count: {error}")
+        run.ledger.add("final", order=order, rows=rows, **clock)
         return order
 
     def _ship(self, run: Run, chosen: Variant) -> Artifact:
@@ -373,6 +409,18 @@ class Search:
                 "median_ms": None if timed is None else timed["median_ms"],
             },
         )
+
+
+def _add_cold_start(
+    run: Run, variant: Variant, cold_start: steps.ColdStart, seconds: float
+) -> None:
+    run.ledger.add(
+        "cold_start",
+        variant,
+        cold_start_ms=cold_start.cold_start_ms,
+        peak_memory_bytes=cold_start.peak_memory_bytes or None,
+        seconds=seconds,
+    )
 
 
 def _figures(run: Run, baseline: latency.Timing, candidate: latency.Timing) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import shutil
-from collections.abc import Mapping
+import time
 from pathlib import Path
 
 from tfopt import runtimes
@@ -13,13 +14,14 @@ from tfopt.artifact import Artifact, measure_files
 from tfopt.dataset import Dataset, calibration_batches, some_batches
 from tfopt.errors import ConversionError, InputError
 from tfopt.examples import Examples
-from tfopt.measure import accuracy, latency
+from tfopt.measure import accuracy, environment, latency
 from tfopt.runtimes.base import Conversion, Session
 from tfopt.source import Source
 from tfopt.variant import Variant
 
 EVALUATION_BATCH_SIZE = 32
-NUM_TIMED_BATCHES = 8
+NUM_TIMED_BATCHES = 4
+NUM_MEMORY_RUNS = 2
 
 
 def convert(
@@ -93,91 +95,106 @@ def _check_runs(artifact: Artifact, data: Dataset) -> None:
         raise ConversionError(f"It was converted but does not run: {reason[:300]}") from error
 
 
-_kept: dict[tuple[Path, int], Session] = {}
+@dataclasses.dataclass(frozen=True)
+class ColdStart:
+    """What a new process pays before its first answer.
+
+    Attributes:
+      load_ms: from the artifact on disk to a session; the runtime's library is imported already.
+      first_run_ms: the first inference, which compiles where the runtime compiles late.
+      peak_memory_bytes: the most that the process held, Python and libraries included.
+    """
+
+    load_ms: float
+    first_run_ms: float
+    peak_memory_bytes: int
+
+    @property
+    def cold_start_ms(self) -> float:
+        """Load and first inference."""
+        return self.load_ms + self.first_run_ms
 
 
-def _baseline(folder: Path, num_threads: int) -> Session:
-    """The baseline's session; it stays open between calls."""
-    if (folder, num_threads) not in _kept:
-        for session in _kept.values():
-            session.close()
-        _kept.clear()
-        _kept[folder, num_threads] = runtimes.load(Artifact.open(folder), num_threads)
-    return _kept[folder, num_threads]
+@dataclasses.dataclass(frozen=True)
+class _Open:
+    session: Session
+    timer: latency.SessionTimer
+    cold_start: ColdStart
 
 
-def measure(
+_open: dict[str, _Open] = {}
+
+
+def open_session(folder: Path, data: Dataset, *, batch_size: int, num_threads: int) -> ColdStart:
+    """Loads an artifact in this process and keeps it open under its folder's name.
+
+    The cold start is what it says only for the first session of a process.
+    """
+    name = str(folder)
+    if name not in _open:
+        artifact = Artifact.open(folder)
+        importlib.import_module(runtimes.get(artifact.variant.runtime).library)
+        batches = some_batches(data, artifact.signature, batch_size, NUM_TIMED_BATCHES)
+        times = [time.perf_counter()]
+        session = runtimes.load(artifact, num_threads)
+        times.append(time.perf_counter())
+        session.run(batches[0])
+        times.append(time.perf_counter())
+        for _ in range(NUM_MEMORY_RUNS):
+            session.run(batches[0])
+        cold_start = ColdStart(
+            (times[1] - times[0]) * 1e3,
+            (times[2] - times[1]) * 1e3,
+            environment.peak_resident_bytes(),
+        )
+        _open[name] = _Open(session, latency.SessionTimer(session, batches), cold_start)
+    return _open[name].cold_start
+
+
+def close_session(folder: Path) -> None:
+    """Closes a session, if it is open."""
+    if (found := _open.pop(str(folder), None)) is not None:
+        found.session.close()
+
+
+def warm_up(folder: Path) -> list[float]:
+    """See `latency.Timer`."""
+    return _open[str(folder)].timer.warm_up()
+
+
+def time_block(folder: Path, count: int) -> tuple[list[float], list[float]]:
+    """See `latency.Timer`."""
+    return _open[str(folder)].timer.block(count)
+
+
+def evaluate(
     folder: Path,
-    baseline_folder: Path | None,
     data: Dataset,
     *,
     metric: str,
     output_name: str,
     batch_size: int,
-    num_threads: int,
-    seed: int,
     reference_folder: Path,
     evaluation_file: Path,
-) -> dict[str, latency.Timing]:
-    """Evaluates an artifact and times it against the baseline.
+) -> None:
+    """Runs an open session over the evaluation examples and writes its scores.
 
-    Args:
-      folder: the artifact's.
-      baseline_folder: what it is timed against; None to evaluate only.
-      data: the examples.
-      metric: name of the metric.
-      output_name: the output that it looks at.
-      batch_size: of the timing.
-      num_threads: of every runtime.
-      seed: of the order of blocks.
-      reference_folder: the reference's outputs; written by the first call, read by the others.
-      evaluation_file: gets the scores.
-
-    Returns:
-      Raw times of `baseline` and `candidate`; empty without a baseline.
+    The first session that is evaluated is the reference: its outputs go to `reference_folder`.
     """
-    artifact = Artifact.open(folder)
+    session = _open[str(folder)].session
     is_reference = not (reference_folder / "index.json").exists()
-    declared = runtimes.precision_of(artifact.variant)
-    with runtimes.load(artifact, num_threads) as session:
-        accuracy.evaluate(
-            session,
-            data.evaluation,
-            metric_name=metric,
-            output_name=output_name,
-            batch_size=batch_size
-            if declared.is_batch_dependent
-            else max(batch_size, EVALUATION_BATCH_SIZE),
-            reference=None if is_reference else Examples(reference_folder),
-            write_reference=reference_folder if is_reference else None,
-        ).save(evaluation_file)
-        if baseline_folder is None:
-            return {}
-        return latency.time_sessions(
-            {"baseline": _baseline(baseline_folder, num_threads), "candidate": session},
-            some_batches(data, session.signature, batch_size, NUM_TIMED_BATCHES),
-            seed=seed,
-        )
-
-
-def time_together(
-    folders: Mapping[str, Path], data: Dataset, *, batch_size: int, num_threads: int, seed: int
-) -> dict[str, latency.Timing]:
-    """Times several artifacts in one interleaved run; the first is the one to compare with."""
-    sessions: dict[str, Session] = {}
-    try:
-        for name, folder in folders.items():
-            sessions[name] = runtimes.load(Artifact.open(folder), num_threads)
-        signature = next(iter(sessions.values())).signature
-        return latency.time_sessions(
-            sessions,
-            some_batches(data, signature, batch_size, NUM_TIMED_BATCHES),
-            seed=seed,
-            max_s=2.0 * len(sessions),
-        )
-    finally:
-        for session in sessions.values():
-            session.close()
+    declared = runtimes.precision_of(session.artifact.variant)
+    accuracy.evaluate(
+        session,
+        data.evaluation,
+        metric_name=metric,
+        output_name=output_name,
+        batch_size=batch_size
+        if declared.is_batch_dependent
+        else max(batch_size, EVALUATION_BATCH_SIZE),
+        reference=None if is_reference else Examples(reference_folder),
+        write_reference=reference_folder if is_reference else None,
+    ).save(evaluation_file)
 
 
 def parents_of(variant: Variant) -> list[Variant]:

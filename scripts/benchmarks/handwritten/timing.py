@@ -4,6 +4,7 @@ Nothing of this is used when a benchmark imports their `convert` and `open_runne
 """
 
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 
@@ -92,4 +93,13 @@ def main(convert: Callable, open_runner: Callable) -> None:
             print(f"{name:24} {medians_ms[name]:10.3f} {difference:32.3g}")
         return 0
 
-    app.run(run)
+    run_app(run)
+
+
+def run_app(main: Callable) -> None:
+    """Runs absl's app; --help ends with 0."""
+    try:
+        app.run(main)
+    except SystemExit as end:
+        is_help = any(argument in ("--help", "-h", "--helpfull") for argument in sys.argv[1:])
+        sys.exit(0 if is_help else end.code)
