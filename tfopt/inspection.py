@@ -163,12 +163,12 @@ def _read_weights(source: sources.Source) -> tuple[list[_Weight], Counter[str]]:
         graph_def = source.frozen_graph().graph_def
         nodes = [*graph_def.node, *(n for f in graph_def.library.function for n in f.node_def)]
         ops = Counter(node.op for node in nodes)
-        # A frozen variable has no name of its own; the op that reads it stands in its layer.
-        readers = {
-            node.input[0].split(":")[0]: node.name for node in nodes if node.op == "Identity"
-        }
+        readers: dict[str, str] = {}
+        for node in nodes:
+            for name in node.input:
+                readers.setdefault(name.lstrip("^").split(":")[0], node.name)
         arrays = [
-            (_layer(readers.get(node.name, node.name)), tf.make_ndarray(node.attr["value"].tensor))
+            (_layer(node.name, readers), tf.make_ndarray(node.attr["value"].tensor))
             for node in nodes
             if node.op == "Const"
         ]
@@ -205,8 +205,14 @@ def _read_tflite(path: Path) -> tuple[list[_Weight], Counter[str]]:
     return weights, ops
 
 
-def _layer(name: str) -> str:
-    """The layer that a constant of a frozen graph belongs to."""
+def _layer(name: str, readers: dict[str, str]) -> str:
+    """The layer that a constant of a frozen graph belongs to.
+
+    A frozen variable has no name of its own (`unknown_7`), and neither have the ops that inlining
+    puts behind it (`Func/…`); the first op that reads it through those stands in its layer.
+    """
+    while ("unknown" in name.split("/")[-1] or "Func/" in name) and name in readers:
+        name = readers[name]
     parts = [part for part in name.split("/") if not part.endswith("PartitionedCall")]
     return "/".join(parts[:-2]) if len(parts) > 2 else parts[0]
 
