@@ -47,7 +47,7 @@ class Inspection:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        from tfopt.compare.comparison import size
+        from tfopt.compare.text import size
 
         lines = [
             f"{self.path} ({self.kind}, {size(self.size_bytes)})",

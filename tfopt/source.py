@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -359,8 +358,3 @@ def hash_live(model: Any) -> str:
     for weight in weights:
         digest.update(weight.numpy().tobytes())
     return digest.hexdigest()
-
-
-def copy_saved_model(path: Path, folder: Path) -> None:
-    """Copies a SavedModel as it is."""
-    shutil.copytree(path, folder)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfopt.compare import comparison, report
+from tfopt.compare import report
 from tfopt.compare.comparison import COLUMNS, Comparison
+from tfopt.compare.text import size
 from tfopt.errors import InputError
 
 DESIGN = [
@@ -303,14 +304,14 @@ class TestSize:
          (1_500_000, "1.5 MB"), (999_999_999, "1 GB"), (2.5e9, "2.5 GB"), (1.5e12, "1500 GB")],
     )  # fmt: skip
     def test_table(self, value, text):
-        assert comparison.size(value) == text
+        assert size(value) == text
 
     @given(st.integers(1, 10**13))
     def test_is_near_the_truth(self, value):
-        number, unit = comparison.size(value).split()
+        number, unit = size(value).split()
         assert "e" not in number
-        size = float(number) * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
-        assert size == pytest.approx(value, rel=0.005)
+        found = float(number) * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+        assert found == pytest.approx(value, rel=0.005)
 
 
 class Page(html.parser.HTMLParser):

@@ -26,7 +26,7 @@ def run(values: flags.FlagValues) -> int:
     """Runs the command."""
     _flags.require(values, "model", "variant", "output_dir")
     from tfopt.api import convert
-    from tfopt.compare.comparison import size
+    from tfopt.compare.text import size
 
     artifact = convert(
         values.model,

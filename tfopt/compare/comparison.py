@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tfopt.compare import report
+from tfopt.compare.text import interval, plain, size
 from tfopt.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,8 +98,6 @@ class Comparison:
 
     def save(self, folder: str | Path) -> None:
         """Writes `results.csv`, `results.json` and `report.html`; each appears as a whole."""
-        from tfopt.compare import report
-
         folder = Path(folder)
         rows = [[_cell(row.get(name)) for name in COLUMNS] for row in self.rows]
         with _replace(folder / "results.csv") as file:
@@ -109,7 +108,7 @@ class Comparison:
 
     def save_json(self, path: str | Path) -> None:
         """Writes the one file that `from_files` reads."""
-        rows = [{name: _plain(value) for name, value in row.items()} for row in self.rows]
+        rows = [{name: plain(value) for name, value in row.items()} for row in self.rows]
         value = {"format": FORMAT, **self.details, "rows": rows}
         with _replace(Path(path)) as file:
             file.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -142,25 +141,6 @@ class Comparison:
             if row["status"] != "ok" and row.get("reason")
         ]
         return "\n".join([*text, *(["", "Not chosen because:", *reasons] if reasons else [])])
-
-
-def size(value: float | None) -> str:
-    """Bytes for people: 317 kB."""
-    if value is None:
-        return ""
-    for unit in ("B", "kB", "MB", "GB"):
-        # From 999.5 on, three digits would be 1e+03.
-        if value < 999.5 or unit == "GB":
-            is_whole = unit == "B" or value >= 999.5
-            return f"{value:.0f} {unit}" if is_whole else f"{value:.3g} {unit}"
-        value /= 1000
-    return ""
-
-
-def interval(row: Mapping[str, Any]) -> str:
-    """The speed-up with its interval for people: 2.31 (2.25–2.38)."""
-    values = [_plain(row.get(name)) for name in ("speedup", "speedup_low", "speedup_high")]
-    return "" if None in values else "{:.2f} ({:.2f}–{:.2f})".format(*values)
 
 
 def _read(path: Path) -> Comparison:
@@ -197,16 +177,11 @@ class _replace:  # noqa: N801
             self._unfinished.unlink()
 
 
-def _plain(value: Any) -> Any:
-    """None for NaN and infinity, which JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _cell(value: Any) -> Any:
-    value = _plain(value)
+    value = plain(value)
     return "" if value is None else value
 
 
 def _number(value: float | None, form: str) -> str:
-    value = _plain(value)
+    value = plain(value)
     return "" if value is None else form.format(value)

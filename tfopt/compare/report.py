@@ -6,6 +6,8 @@ import html
 import math
 from typing import TYPE_CHECKING, Any
 
+from tfopt.compare.text import interval, size
+
 if TYPE_CHECKING:
     from tfopt.compare.comparison import Comparison
 
@@ -92,8 +94,6 @@ def to_html(comparison: Comparison) -> str:
 
 
 def _row(row: dict[str, Any]) -> str:
-    from tfopt.compare.comparison import interval, size
-
     cells = [
         (row["variant"], ""),
         (row["status"].replace("_", " "), row["status"]),

@@ -12,14 +12,17 @@ import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.signature import Signature
-from tfopt.source import Source
 from tfopt.variant import Value, Variant
+
+if TYPE_CHECKING:
+    from tfopt.source import Source
 
 Arrays = dict[str, np.ndarray]
 

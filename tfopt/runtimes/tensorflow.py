@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
@@ -10,7 +11,6 @@ from tfopt.graph import SIGNATURE_KEY, TO_BFLOAT16
 from tfopt.measure import environment
 from tfopt.runtimes.base import Arrays, Conversion, Runtime, Session, precision
 from tfopt.signature import Signature
-from tfopt.source import copy_saved_model
 
 FOLDER = "saved_model"
 
@@ -71,7 +71,7 @@ class TensorFlow(Runtime):
             conversion.source.frozen_graph().save(conversion.folder / FOLDER, jit_compile=xla)
             conversion.signature = _own_key(conversion)
         else:
-            copy_saved_model(conversion.source.path, conversion.folder / FOLDER)
+            shutil.copytree(conversion.source.path, conversion.folder / FOLDER)
             conversion.signature = conversion.source.signature
 
     @precision("bfloat16", unsuited=environment.no_bfloat16)
