@@ -890,3 +890,23 @@ class TestMemory:
             peaks.append(int(ended.stdout))
         assert peaks[1] < 1.2 * peaks[0]
         assert peaks[1] < 20_000 * 32 * 32 * 3 * 4  # less than the data itself
+
+
+def test_sample_weights_are_left_out_and_said(tmp_path):
+    signature = Signature("serving_default", (TensorSpec("image", (None, 2), "float32"),), ())
+
+    def weighted():
+        for index in range(40):
+            yield np.full(2, index, np.float32), np.int64(index % 3), np.float32(0.5)
+
+    written = dataset.write(weighted, signature, tmp_path / "data")
+    assert any("Sample weights are not used" in note for note in written.notes)
+    labels = written.evaluation.read("labels", 0, written.num_evaluation)
+    images = written.evaluation.read("image", 0, written.num_evaluation)
+    assert [int(label) for label in labels] == [int(image[0]) % 3 for image in images]
+
+    def of_two_outputs():
+        yield np.zeros(2, np.float32), {"a": 1, "b": 2}
+
+    with pytest.raises(InputError, match="labels for a, b; one output is scored"):
+        dataset.write(of_two_outputs, signature, tmp_path / "other")

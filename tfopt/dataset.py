@@ -142,9 +142,12 @@ def write(
         ).hexdigest()
     if not evaluation.num_examples:
         raise InputError("The data holds no examples; at least one is needed to run the model on.")
+    notes = fitted.notes()
+    if stream.has_weights:
+        notes += ("Sample weights are not used: every example counts the same.",)
     result = Dataset(
         folder, min(num_calibration, calibration.num_examples), evaluation.num_examples,
-        Examples(folder / "evaluation").has_labels, split, digest, fitted.notes(),
+        Examples(folder / "evaluation").has_labels, split, digest, notes,
     )  # fmt: skip
     (folder / "dataset.json").write_text(json.dumps(result.describe(), indent=2) + "\n")
     return result
@@ -256,6 +259,7 @@ class _Stream:
       test: returns the examples to evaluate (and to split, when `train` is None).
       train: returns the examples to calibrate with, or None.
       num_test: their number where it is known.
+      has_weights: whether sample weights came with the data; they are not used.
     """
 
     def __init__(self, data: Any, signature: Signature):
@@ -263,6 +267,7 @@ class _Stream:
         self.train: Callable[[], Iterator[Chunk]] | None = None
         self.num_train = 0
         self.num_test: int | None = None
+        self.has_weights = isinstance(data, (tuple, list)) and len(data) == 3
         if isinstance(data, (str, Path)):
             data = _open_text(str(data))
         if _is_pair_of_pairs(data):
@@ -327,6 +332,7 @@ class _Stream:
         labels = None
         inputs = self._signature.input_names
         if isinstance(element, tuple) and len(element) in (2, 3):
+            self.has_weights = len(element) == 3 or self.has_weights
             element, labels = element[:2]
         if isinstance(element, Mapping):
             columns = dict(element)
@@ -347,6 +353,13 @@ class _Stream:
                 f"{', '.join(inputs)}; use their names."
             )
         arrays = {name: _to_numpy(value) for name, value in columns.items()}
+        if isinstance(labels, Mapping):
+            if len(labels) != 1:
+                raise InputError(
+                    f"The data yields labels for {', '.join(map(str, labels))}; one output is "
+                    "scored, so yield its labels alone."
+                )
+            labels = next(iter(labels.values()))
         if labels is not None:
             arrays[LABELS] = _to_numpy(labels)
         if not self._is_batch(arrays):

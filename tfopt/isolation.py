@@ -6,6 +6,7 @@ A worker stays warm between calls, since importing TensorFlow costs seconds. It 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -113,7 +114,9 @@ class Worker:
             except subprocess.TimeoutExpired:
                 kill = True
         if kill:
-            self._process.kill()
+            # The child leads a session of its own: its children go with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process = self._connection = None
 

@@ -76,6 +76,8 @@ class Budget:
     def _not_proven(self, drop: statistics.Interval, num_examples: int) -> str:
         limit = self.max_accuracy_drop
         assert limit is not None
+        if not math.isfinite(drop.high):
+            return f"{num_examples} examples cannot tell the accuracy drop; give more."
         start = (
             f"The accuracy drop is {drop.estimate:.4g} but could be {drop.high:.4g} "
             f"(95 % bound on {num_examples} examples)"

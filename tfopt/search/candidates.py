@@ -58,7 +58,7 @@ def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:
         runtime = runtimes.get(variant.runtime)
         if kind not in precision.kinds:
             if requested is not None:
-                skipped[variant] = f"{variant} cannot start from a {kind} source."
+                skipped[variant] = f"{variant} cannot start from {kind}."
         elif reason := runtime.missing():
             skipped[variant] = reason[0].upper() + reason[1:]
         elif requested is None and precision.unsuited and (reason := precision.unsuited()):
