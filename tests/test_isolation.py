@@ -102,7 +102,8 @@ def is_gone(pid):
     """Whether a process has ended; one that nobody waited for counts."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state == "Z"
+        # The first thread can be done while others still hold the process's files.
+        return state == "Z" and len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
     except FileNotFoundError:
         return True
 

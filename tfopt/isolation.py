@@ -127,9 +127,11 @@ class Worker:
         self.close(kill=error is not None)
 
     def _start(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return
-        self._process = None
+        if self._process is not None and self._connection is not None:
+            # Between calls the child says nothing: something to read is its end.
+            if self._process.poll() is None and not self._connection.poll():
+                return
+            self.close(kill=True)
         begin = time.perf_counter()
         ours, theirs = Pipe()
         self._log.parent.mkdir(parents=True, exist_ok=True)
