@@ -32,6 +32,7 @@ from tfopt.source import Source
 from tfopt.variant import Variant
 
 NUM_FINALISTS = 4
+NUM_QUICKEST = 2
 FINAL_MARGIN = 0.9  # a finalist could be this close to the leader
 
 
@@ -375,11 +376,15 @@ class Search:
             if values["status"] == "ok"
         ]
         inside.sort(key=lambda values: values["speedup"], reverse=True)
-        leaders = [
-            Variant.parse(values["variant"])
+        close = [
+            values["variant"]
             for values in inside[:NUM_FINALISTS]
             if values["speedup_high"] > FINAL_MARGIN * inside[0]["speedup_low"]
         ]
+        # A machine that became slower for the baseline alone flatters whatever was timed then.
+        quick = sorted(inside, key=lambda values: values["median_ms"])[:NUM_QUICKEST]
+        names = dict.fromkeys([*close, *(values["variant"] for values in quick)])
+        leaders = [Variant.parse(name) for name in names]
         order, rows = [str(variant) for variant in leaders], {}
         with self._clock() as clock:
             if len(leaders) > 1:
