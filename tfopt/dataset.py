@@ -13,8 +13,6 @@ import hashlib
 import importlib
 import itertools
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import numpy as np
 
 from tfopt.errors import InputError
 from tfopt.examples import LABELS, Arrays, Examples, ExampleWriter
+from tfopt.npz import Member, NpzFile
 from tfopt.signature import Signature, TensorSpec
 
 NUM_CALIBRATION = 256
@@ -281,7 +280,7 @@ class _Stream:
             data = {**data[0], "y": data[1]}
         elif _is_column(data):
             data = {"x": data}
-        if isinstance(data, _Npz) or (
+        if isinstance(data, NpzFile) or (
             isinstance(data, Mapping) and all(_is_column(value) for value in data.values())
         ):
             if isinstance(data, Mapping):
@@ -377,7 +376,7 @@ class _Stream:
 
 
 def _is_column(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, _Member)) or (
+    return isinstance(value, (np.ndarray, Member)) or (
         hasattr(value, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype")
     )
 
@@ -446,7 +445,7 @@ def _cut(columns: Any, members: dict[str, str]) -> Iterator[Chunk]:
     bytes_each = sum(max(1, int(np.prod(r.shape[1:])) * r.dtype.itemsize) for r in readers.values())
     step = max(1, CHUNK_BYTES // bytes_each)
     streams = {
-        name: reader.open() if isinstance(reader, _Member) else None
+        name: reader.open() if isinstance(reader, Member) else None
         for name, reader in readers.items()
     }
     for start in range(0, count, step):
@@ -462,7 +461,7 @@ def _cut(columns: Any, members: dict[str, str]) -> Iterator[Chunk]:
 def _open_text(text: str) -> Any:
     module, colon, function = text.partition(":")
     if text.endswith(".npz") or not colon or Path(text).exists():
-        return _Npz(Path(text))
+        return NpzFile(Path(text))
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -473,87 +472,6 @@ def _open_text(text: str) -> Any:
     data = found()
     # A generator object runs once; the function can be asked again.
     return found if hasattr(data, "__next__") else data
-
-
-_DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError)
-
-
-class _Npz:
-    """The members of an .npz file, read as streams whether compressed or not."""
-
-    def __init__(self, path: Path):
-        if not path.exists():
-            raise InputError(f"No data at {path}: it does not exist; expected an .npz file.")
-        try:
-            with zipfile.ZipFile(path) as archive:
-                self._files = {
-                    name.removesuffix(".npy"): name
-                    for name in archive.namelist()
-                    if name.endswith(".npy")
-                }
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise InputError(
-                f"{path} is no .npz file ({error}); write it with numpy.savez."
-            ) from error
-        self._path = path
-        self._members: dict[str, _Member] = {}
-
-    def keys(self) -> Iterable[str]:
-        return self._files.keys()
-
-    def __getitem__(self, name: str) -> _Member:
-        # Members that nobody asks for may hold anything.
-        if name not in self._members:
-            self._members[name] = _Member(self._path, self._files[name])
-        return self._members[name]
-
-
-class _Member:
-    """One array of an .npz file."""
-
-    def __init__(self, path: Path, name: str):
-        self._path, self._name = path, name
-        with self.open() as stream:
-            del stream
-
-    def open(self) -> Any:
-        """A stream that stands at the first example."""
-        try:
-            stream = zipfile.ZipFile(self._path).open(self._name)  # noqa: SIM115
-            version = np.lib.format.read_magic(stream)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            self.shape, is_fortran, self.dtype = read(stream)
-        except (ValueError, *_DAMAGES) as error:
-            raise self._damaged(error) from error
-        if self.dtype.hasobject or (is_fortran and len(self.shape) > 1):
-            what = "holds Python objects" if self.dtype.hasobject else "is stored by columns"
-            raise InputError(
-                f"{self._name} in {self._path} {what}; save numpy.ascontiguousarray(array), "
-                "strings with a dtype such as 'S20'."
-            )
-        return stream
-
-    def take(self, stream: Any, count: int) -> np.ndarray:
-        """The next `count` examples of a stream."""
-        shape = (count, *self.shape[1:])
-        size = int(np.prod(shape)) * self.dtype.itemsize
-        pieces = []
-        try:
-            while size and (piece := stream.read(size)):
-                pieces.append(piece)
-                size -= len(piece)
-        except _DAMAGES as error:
-            raise self._damaged(error) from error
-        if size:
-            raise InputError(f"{self._path} ends inside {self._name}; write it again.")
-        return np.frombuffer(b"".join(pieces), self.dtype).reshape(shape)
-
-    def _damaged(self, error: Exception) -> InputError:
-        return InputError(f"{self._name} in {self._path} is damaged ({error}); write it again.")
 
 
 def calibration_batches(
