@@ -215,7 +215,7 @@ def benchmark(
         description = dataset.describe()
     rows = []
     for artifact, timing in zip(opened, timings.values(), strict=True):
-        ratio = latency.speedup(timings[names[0]], timing, seed)
+        ratio = latency.speedup(timings[names[0]], timing)
         summary = timing.summary()
         rows.append(
             {

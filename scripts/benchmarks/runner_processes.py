@@ -2,7 +2,8 @@
 
 Runtimes keep pools of threads that spin for a while after each call. In one process, the pools of
 the runtime before slow down the runtime that is timed, by up to a half: so each gets a process and
-is asked for a block of calls, which begins with calls that are not counted.
+is asked for a block of calls, which begins with calls that are not counted and ends when the
+threads sleep.
 """
 
 import importlib
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import tfopt
+from tfopt.measure import latency
 
 _MIN_WARM_UP_CALLS = 10
 
@@ -122,6 +124,7 @@ class _Server:
         times: list[float] = []
         while len(times) < _MIN_WARM_UP_CALLS or time.perf_counter() < end:
             times.append(self._timed_call())
+        latency.rest()
         return float(np.median(times[len(times) // 2 :]))
 
     def time_block(self, settle_s: float, num_calls: int) -> list[float]:
@@ -129,7 +132,9 @@ class _Server:
         self._timed_call()
         while time.perf_counter() < end:
             self._timed_call()
-        return [self._timed_call() for _ in range(num_calls)]
+        times = [self._timed_call() for _ in range(num_calls)]
+        latency.rest()
+        return times
 
     def first_outputs(self, examples: Sequence[Arrays]) -> np.ndarray:
         return np.concatenate([_first(self._run(example)) for example in examples])

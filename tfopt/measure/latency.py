@@ -1,10 +1,11 @@
 """The only clock: candidates and baseline timed side by side.
 
 Blocks of calls alternate in random order, so that a machine that becomes slower for a second does
-so for all of them. Runtimes keep their threads spinning for a while after a call, which slows down
-whatever runs next to them: so models of different runtimes are timed in processes of their own
-that take turns (`tfopt.search.timing`), and the first calls of each block are kept apart. Raw
-values are kept: statistics are derived later.
+so for all of them. Some runtimes keep their threads spinning after a call (ONNX Runtime's for
+about 50 ms), which slows down whatever runs next: so models of different runtimes are timed in
+processes of their own that take turns (`tfopt.search.remote`), a turn ends only when the threads
+sleep, and the first calls of each block are kept apart. Raw values are kept: statistics are
+derived later.
 
 Learned from pyperf (raw values and warm-ups are kept) and MLPerf LoadGen (how many values carry a
 percentile).
@@ -24,15 +25,18 @@ import numpy as np
 from tfopt.measure import environment, statistics
 from tfopt.runtimes.base import Arrays, Session
 
-BLOCK_S = 0.03
+BLOCK_S = 0.04
 MAX_BLOCK_CALLS = 200
 WINDOW = 4
 MIN_WARM_UP_S = 0.1
-SETTLE_S = 0.003
+SETTLE_S = 0.04  # the scheduler takes so long to spread threads over the cores again
 MIN_BLOCKS = 10
 MAX_BLOCKS = 80
 STABLE = 0.05
 MAX_WARM_UP_S = 20.0
+REST_STEP_S = 0.01  # the system adds up the time of running threads every 4 ms or so
+REST_SHARE = 0.2  # of one core
+MAX_REST_S = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +89,27 @@ class Timing:
         return cls(**value)
 
 
+def rest() -> None:
+    """Returns when the threads of this process sleep, or after 0.3 s."""
+    end = time.perf_counter() + MAX_REST_S
+    while time.perf_counter() < end:
+        begin, used = time.perf_counter(), time.process_time()
+        time.sleep(REST_STEP_S)
+        if time.process_time() - used < REST_SHARE * (time.perf_counter() - begin):
+            return
+
+
 class Timer(Protocol):
     """Something whose calls can be timed, here or in another process."""
 
     def warm_up(self) -> list[float]:
-        """Calls until it is stable; returns the seconds of each call."""
+        """Calls until it is stable; returns the seconds of each call, once threads sleep."""
 
     def block(self, count: int) -> tuple[list[float], list[float]]:
-        """Calls a few times to settle, then `count` times; returns the seconds of both."""
+        """Calls a few times to settle, then `count` times; returns the seconds of both.
+
+        The threads that it used sleep by then, so that they disturb nobody else's turn.
+        """
 
 
 class SessionTimer:
@@ -123,14 +140,17 @@ class SessionTimer:
             before = float(np.median(times[-2 * WINDOW : -WINDOW]))
             if abs(last - before) <= STABLE * before:
                 break
+        rest()
         return times
 
     def block(self, count: int) -> tuple[list[float], list[float]]:
-        """At least one call and 3 ms to settle, then `count` calls."""
+        """At least one call and 40 ms to settle, then `count` calls, then `rest`."""
         settled: list[float] = []
         while not settled or sum(settled) < SETTLE_S:
             settled.append(self.call())
-        return settled, [self.call() for _ in range(count)]
+        times = [self.call() for _ in range(count)]
+        rest()
+        return settled, times
 
 
 def time_interleaved(
@@ -178,23 +198,15 @@ def time_interleaved(
     return {name: Timing(warm_up[name], settle[name], blocks[name], share) for name in timers}
 
 
-def speedup(baseline: Timing, candidate: Timing, seed: int = 0) -> statistics.Interval:
+def speedup(baseline: Timing, candidate: Timing) -> statistics.Interval:
     """How many times faster the candidate is, with its 95 % interval; taken in one run."""
-    return _ratio(baseline.blocks_s, candidate.blocks_s, seed)
-
-
-def _ratio(
-    baseline: list[list[float]], candidate: list[list[float]], seed: int = 0
-) -> statistics.Interval:
-    return statistics.median_ratio(
-        [np.array(block) for block in baseline], [np.array(block) for block in candidate], seed=seed
-    )
+    return statistics.paired_ratio(baseline.blocks_s, candidate.blocks_s)
 
 
 def _is_narrow(blocks: Mapping[str, list[list[float]]], width: float) -> bool:
     baseline, *others = blocks.values()
     for other in others:
-        ratio = _ratio(baseline, other)
+        ratio = statistics.paired_ratio(baseline, other)
         if ratio.high - ratio.low > width * ratio.estimate:
             return False
     return True

@@ -79,7 +79,7 @@ def optimize(
     """Finds the fastest version of a model that stays inside a budget on this machine.
 
     Every variant is converted in a child process, run over the evaluation examples, and timed
-    against the fastest unchanged way of running the model, interleaved in one process. A variant
+    against the fastest unchanged way of running the model, in turns with it. A variant
     that fails is a row with its reason. Finished steps are on disk: an interrupted search goes on
     with `resume=True`.
 

@@ -205,7 +205,7 @@ class Search:
             with self._clock() as clock, self._opened(run, running) as sessions:
                 timings = self._time(run, "pilot", sessions)
                 baseline = min(timings, key=lambda name: timings[name].median_s)
-                rows = {name: _figures(run, timings[baseline], timings[name]) for name in timings}
+                rows = {name: _figures(timings[baseline], timings[name]) for name in timings}
             run.ledger.add("pilot", baseline=baseline, rows=rows, **clock)
         for variant in run.plan.baselines:
             self._report(run, variant)
@@ -283,7 +283,7 @@ class Search:
                     )
                     if len(sessions) > 1:
                         baseline, candidate = self._time(run, variant.slug, sessions).values()
-                        values |= _figures(run, baseline, candidate)
+                        values |= _figures(baseline, candidate)
             except ConversionError as error:
                 values["reason"] = str(error)
         if is_done:
@@ -395,7 +395,7 @@ class Search:
                     with self._opened(run, together) as sessions:
                         timings = self._time(run, "final", sessions)
                     baseline = timings[str(run.baseline)]
-                    rows = {name: _figures(run, baseline, timings[name]) for name in timings}
+                    rows = {name: _figures(baseline, timings[name]) for name in timings}
                     order.sort(key=lambda name: timings[name].median_s)
                 except ConversionError as error:
                     self.progress.say(f"The final run failed, the earlier times count: {error}")
@@ -428,9 +428,9 @@ def _add_cold_start(
     )
 
 
-def _figures(run: Run, baseline: latency.Timing, candidate: latency.Timing) -> dict[str, Any]:
+def _figures(baseline: latency.Timing, candidate: latency.Timing) -> dict[str, Any]:
     """What the table says of a timing."""
-    ratio = latency.speedup(baseline, candidate, run.seed)
+    ratio = latency.speedup(baseline, candidate)
     return {
         **candidate.summary(),
         "speedup": ratio.estimate,
