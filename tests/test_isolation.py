@@ -258,6 +258,13 @@ class TestLimits:
         assert worker.call("worker_helper:hold", 5 << 20) != large
         assert worker.num_starts == 2
 
+    def test_worker_that_keeps_state_is_not_replaced(self, helper, monkeypatch):
+        monkeypatch.setattr(isolation, "GROWTH_BYTES", 50 << 20)
+        with Worker(helper / "log", keeps_state=True) as worker:
+            pids = [worker.call("worker_helper:hold", 80 << 20) for _ in range(2)]
+        assert pids[0] == pids[1]
+        assert worker.num_starts == 1
+
     def test_default_is_a_share_of_the_memory(self, helper, monkeypatch):
         monkeypatch.setattr(isolation, "MEMORY_SHARE", (200 << 20) / environment.memory_bytes())
         with Worker(helper / "log") as worker, pytest.raises(WorkerError, match=r"0.2 GiB"):

@@ -18,9 +18,9 @@ from tfopt.compare.comparison import Comparison
 from tfopt.errors import ConversionError, InputError, ResultError
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.isolation import Limits, Worker
-from tfopt.measure import environment, latency, statistics
+from tfopt.measure import environment, latency
 from tfopt.runtimes.base import Session
-from tfopt.search import steps
+from tfopt.search import results, steps
 from tfopt.search.remote import RemoteSession
 from tfopt.variant import Variant
 
@@ -163,7 +163,8 @@ def benchmark(
     batch_size: int = 1,
     num_threads: int | None = None,
     seed: int = 0,
-    max_timing_s: float = 4.0,
+    max_timing_s: float = latency.MAX_S,
+    interval_width: float = latency.INTERVAL_WIDTH,
     import_modules: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> Comparison:
@@ -176,6 +177,8 @@ def benchmark(
       num_threads: of every runtime; None is every core that this process may use.
       seed: of the order.
       max_timing_s: seconds for each artifact after the first, however wide the interval is.
+      interval_width: the timing ends when the 95 % interval of each speed-up is narrower than
+        this share of it.
       import_modules: modules that register TensorFlow custom ops.
       limits: on time and memory.
 
@@ -185,6 +188,7 @@ def benchmark(
     """
     if not artifacts:
         raise InputError("No artifacts to time; give at least one folder.")
+    latency.check_limits(max_timing_s, interval_width)
     opened = [Artifact.open(folder) for folder in artifacts]
     names = [str(artifact.folder) for artifact in opened]
     if len(set(names)) != len(names):
@@ -203,20 +207,24 @@ def benchmark(
                 sessions = {}
                 for artifact in opened:
                     log = Path(name, "measure.log")
-                    worker = stack.enter_context(Worker(log, limits, import_modules))
+                    worker = stack.enter_context(
+                        Worker(log, limits, import_modules, keeps_state=True)
+                    )
                     sessions[str(artifact.folder)] = RemoteSession(
                         worker, artifact.folder.absolute(), dataset, batch_size, num_threads
                     )
                 timings = latency.time_interleaved(
-                    sessions, seed=seed, max_s=max_timing_s * max(1, len(sessions) - 1)
+                    sessions,
+                    seed=seed,
+                    max_s=max_timing_s * max(1, len(sessions) - 1),
+                    interval_width=interval_width,
                 )
         except ConversionError as error:
             raise ResultError(f"The artifacts could not be timed: {error}") from error
         description = dataset.describe()
     rows = []
     for artifact, timing in zip(opened, timings.values(), strict=True):
-        ratio = latency.speedup(timings[names[0]], timing)
-        summary = timing.summary()
+        figures = results.timed(timings[names[0]], timing)
         rows.append(
             {
                 "model": artifact.source_sha256[:12],
@@ -226,20 +234,18 @@ def benchmark(
                 "num_threads": num_threads,
                 "status": "ok",
                 "chosen": False,
-                **summary,
-                "speedup": ratio.estimate,
-                "speedup_low": ratio.low,
-                "speedup_high": ratio.high,
-                "verdict": statistics.verdict(ratio),
-                "throughput_per_s": batch_size / (summary["median_ms"] or 1) * 1e3,
+                **figures,
+                "throughput_per_s": batch_size / figures["median_ms"] * 1e3,
                 "size_bytes": artifact.size_bytes,
                 "compressed_bytes": artifact.compressed_bytes,
                 "reason": str(artifact.folder),
+                "timing": {"file": None, "key": str(artifact.folder)},
             }
         )
     details = {
         "model": "benchmark",
         "baseline": str(opened[0].variant),
+        "baseline_artifact": opened[0].identity(),
         "data": description,
         "environment": environment.describe(),
         "timings": {name: timing.to_json() for name, timing in timings.items()},

@@ -91,6 +91,14 @@ class Artifact:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error}); convert the model again.") from error
 
+    def identity(self) -> dict[str, Any]:
+        """What tells whether two results were timed against the same thing."""
+        return {
+            "variant": str(self.variant),
+            "source_sha256": self.source_sha256,
+            "versions": self.versions,
+        }
+
     def copy_to(self, folder: str | Path, **changes: Any) -> Artifact:
         """Copies the files to a new folder and returns the artifact there.
 

@@ -54,6 +54,8 @@ class Worker:
       limits: for each call.
       import_modules: modules that register TensorFlow custom ops; imported at the start.
       preload: modules that the functions need anyway; importing them counts as start-up.
+      keeps_state: whether functions leave something behind that later ones need, such as an open
+        session; then the child is not replaced when it has grown.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Worker:
         limits: Limits | None = None,
         import_modules: Sequence[str] = (),
         preload: Sequence[str] = (),
+        keeps_state: bool = False,
     ):
         self._log = Path(log)
         self._limits = limits or Limits()
         self._import_modules = tuple(import_modules)
         self._preload = tuple(preload)
+        self._keeps_state = keeps_state
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._memory_at_start = 0
@@ -95,7 +99,7 @@ class Worker:
         process = self._process
         assert process is not None
         grown = environment.resident_bytes(process.pid) - self._memory_at_start
-        if grown > GROWTH_BYTES:
+        if grown > GROWTH_BYTES and not self._keeps_state:
             self.close()
         if is_error:
             raise value

@@ -82,3 +82,20 @@ def _make(name: str, folder: pathlib.Path, npz: pathlib.Path) -> None:
     if not folder.exists():
         _export_whole(model, folder)
     np.savez(npz, x=images)
+
+
+def make_small(folder: pathlib.Path, npz: pathlib.Path) -> None:
+    """Writes a small convolutional network with random weights and images for it."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((32, 32, 3), name="image")])
+    for filters in (16, 32, 64):
+        model.add(layers.Conv2D(filters, 3, padding="same", activation="relu"))
+        model.add(layers.MaxPooling2D())
+    model.add(layers.GlobalAveragePooling2D())
+    model.add(layers.Dense(10))
+    model.export(str(folder), format="tf_saved_model", verbose=False)
+    images = np.random.default_rng(0).uniform(0, 1, (32, 32, 32, 3))
+    np.savez(npz, image=images.astype(np.float32))

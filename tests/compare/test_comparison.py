@@ -1,5 +1,4 @@
 import csv
-import html.parser
 import json
 import math
 import tempfile
@@ -10,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfopt.compare import report
 from tfopt.compare.comparison import COLUMNS, Comparison
 from tfopt.compare.text import size
 from tfopt.errors import InputError
@@ -90,7 +88,7 @@ figures = st.none() | st.floats() | st.integers(-(2**53), 2**53)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=12)
 rows = st.builds(
     lambda found, variant, status, reason: {
-        **found, "variant": variant, "status": status, "reason": reason
+        **found, "model": "m", "variant": variant, "status": status, "reason": reason
     },
     st.dictionaries(st.sampled_from(NUMBERS), figures),
     texts,
@@ -176,6 +174,7 @@ class TestFiles:
             assert opened.details == DETAILS
             assert opened.rows[:2] == ONE.rows[:2]
             assert opened.rows[2] == {**FAILED, "speedup": None, "accuracy_drop_high": None}
+            assert opened.folder == tmp_path
             assert opened.summary == "int8@litert is the fastest."
         again = tmp_path / "again"
         again.mkdir()
@@ -190,25 +189,69 @@ class TestFiles:
             Comparison(rows, DETAILS).save(tmp_path / name)
         both = Comparison.from_files([tmp_path / "a", tmp_path / "b" / "results.json"])
         assert both.table.model.tolist() == ["a"] * 3 + ["b"] * 3
+        assert list(both.table.columns) == [*DESIGN, "file", "machine", "baseline"]
+        assert both.table.machine.unique().tolist() == ["A CPU, 2 cores"]
+        assert both.table.file.tolist()[::3] == [
+            str(tmp_path / "a"), str(tmp_path / "b" / "results.json"),
+        ]  # fmt: skip
         both.save(tmp_path)
         merged = Comparison.from_files([tmp_path])
-        assert len(merged.rows) == 6
+        assert merged.table.equals(both.table)
         assert "int8@litert" in merged.to_text()
 
-    def test_merged_results_keep_their_machine(self, tmp_path):
+    def test_merged_results_keep_their_origin(self, tmp_path):
         for name in ("a", "b", "c"):
             (tmp_path / name).mkdir()
             ONE.save(tmp_path / name)
         Comparison.from_files([tmp_path / "a", tmp_path / "b"]).save(tmp_path)
-        assert len(Comparison.from_files([tmp_path, tmp_path / "c"]).rows) == 9
+        rows = Comparison.from_files([tmp_path, tmp_path / "c"]).rows
+        files = [str(tmp_path / name) for name in "abc"]
+        assert [row["file"] for row in rows] == [name for name in files for _ in range(3)]
 
-    def test_different_machines_are_refused(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("what", "row", "details", "named"),
+        [
+            ("machines", {}, {"environment": {"cpu": "B"}}, r"A CPU, 2 cores; B"),
+            ("machines", {}, {"environment": {"cpu": "A CPU", "num_cores": 4}}, "4 cores"),
+            ("batch_sizes", {"batch_size": 8}, {}, "1 with 2 threads; 8 with 2 threads"),
+            ("batch_sizes", {"num_threads": 1}, {}, "1 with 1 threads; 1 with 2 threads"),
+            ("baselines", {}, {"baseline": "other"}, "other; unknown"),
+            (
+                "baselines",
+                {},
+                {"baseline_artifact": {
+                    "variant": "v", "source_sha256": "0" * 64, "versions": {"tensorflow": "2.20"},
+                }},
+                "unknown; v of 000000000000 on tensorflow 2.20",
+            ),
+        ],
+    )  # fmt: skip
+    def test_mixed_is_refused_unless_asked_for(self, what, row, details, named, tmp_path):
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
-            details = {**DETAILS, "environment": {"cpu": f"CPU {name}"}}
-            Comparison(ONE.rows, details).save(tmp_path / name)
-        with pytest.raises(InputError, match=r"different machines \(CPU a, CPU b\).*on one"):
-            Comparison.from_files([tmp_path / "a", tmp_path / "b"])
+        ONE.save(tmp_path / "a")
+        rows = tuple({**found, **row} for found in ONE.rows)
+        Comparison(rows, {**DETAILS, **details}).save(tmp_path / "b")
+        paths = [tmp_path / "a", tmp_path / "b"]
+        with pytest.raises(InputError, match=rf"different .*{named}.*--mixed={what}"):
+            Comparison.from_files(paths)
+        others = {"machines", "batch_sizes", "baselines"} - {what}
+        with pytest.raises(InputError, match=f"--mixed={what}"):
+            Comparison.from_files(paths, others)
+        assert len(Comparison.from_files(paths, [what]).rows) == 6
+
+    def test_baselines_are_by_model(self, tmp_path):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            rows = tuple({**row, "model": name} for row in ONE.rows)
+            Comparison(rows, {**DETAILS, "baseline": name}).save(tmp_path / name)
+        both = Comparison.from_files([tmp_path / "a", tmp_path / "b"])
+        assert set(both.table.baseline) == {"a", "b"}
+
+    def test_mixed_lists_what_can_be(self, tmp_path):
+        ONE.save(tmp_path)
+        with pytest.raises(InputError, match="models cannot be mixed; what can is: machines, "):
+            Comparison.from_files([tmp_path], ["models"])
 
     def test_no_files(self, tmp_path):
         with pytest.raises(InputError, match=r"at least one results.json"):
@@ -219,14 +262,44 @@ class TestFiles:
             Comparison.from_files([tmp_path / "x.json"])
 
     @pytest.mark.parametrize(
-        "content",
-        ["", "{", "[]", "7", "{}", '{"rows": []}', '{"rows": [], "format": 2}',
-         '{"rows": 7, "format": 1}', '{"rows": [7], "format": 1}'],
+        ("content", "message"),
+        [
+            ("", r"cut off or no JSON \(Expecting value: line 1 column 1"),
+            ('{"format": 2, "rows": [{"model": "m", "var', r"cut off or no JSON \(Unterminated"),
+            ("[]", "lacks the field 'format'"),
+            ("7", "lacks the field 'format'"),
+            ("{}", "lacks the field 'format'"),
+            ('{"rows": [], "format": 99}', "has 99 in its field 'format'.* reads 2"),
+            ('{"format": 2}', "no list of rows in its field 'rows'"),
+            ('{"rows": 7, "format": 2}', "no list of rows in its field 'rows'"),
+            ('{"rows": [7], "format": 2}', "no list of rows in its field 'rows'"),
+            ('{"rows": [], "format": 2, "environment": 7}', "in its field 'environment'"),
+            ('{"rows": [{"model": "m", "status": "ok"}], "format": 2}',
+             r"rows\[0\].variant is missing; expected text"),
+            ('{"rows": [{"model": "m", "variant": "v", "status": "ok", "median_ms": NaN}],'
+             ' "format": 2}', r"is none in its field rows\[0\].median_ms; expected a number"),
+            ('{"rows": [], "format": 2, "seconds": {"pilot": [1, Infinity]}}',
+             r"field seconds.pilot\[1\]"),
+            ('{"rows": [{"model": "m", "variant": "v", "status": "ok", "speedup": 1e999}],'
+             ' "format": 2}', r"rows\[0\].speedup is inf"),
+            ('{"rows": [{"model": "m", "variant": "v", "status": "ok", "speedup": "2"}],'
+             ' "format": 2}', r"rows\[0\].speedup is '2'; expected a number or null"),
+            ('{"rows": [{"model": "m", "variant": "v", "status": "ok", "chosen": 1}],'
+             ' "format": 2}', r"rows\[0\].chosen is 1; expected true or false"),
+        ],
     )  # fmt: skip
-    def test_other_files(self, content, tmp_path):
+    def test_damaged_files_name_the_field(self, content, message, tmp_path):
         (tmp_path / "x.json").write_text(content)
-        with pytest.raises(InputError, match=r"x.json is no results.json of this version"):
+        with pytest.raises(InputError, match=f"x.json.*{message}"):
             Comparison.from_files([tmp_path / "x.json"])
+
+    def test_cut_off_anywhere(self, tmp_path):
+        ONE.save(tmp_path)
+        text = (tmp_path / "results.json").read_text()
+        for end in range(0, len(text) - 2, 97):
+            (tmp_path / "cut.json").write_text(text[:end])
+            with pytest.raises(InputError, match=r"cut\.json is cut off"):
+                Comparison.from_files([tmp_path / "cut.json"])
 
     def test_appear_as_a_whole_or_not_at_all(self, tmp_path):
         ONE.save(tmp_path)
@@ -269,7 +342,88 @@ class TestRelativeTo:
         assert message.endswith("there are: float32(xla=True)@tensorflow, int8@litert.")
 
 
+class TestWide:
+    def test_one_row_a_variant(self):
+        wide = ONE.wide()
+        assert wide.index.tolist() == [row["variant"] for row in ONE.rows]
+        assert wide.columns.tolist() == ["digits"]
+        assert wide.digits.tolist()[:2] == [1.0, 8.0]
+
+    def test_columns_are_what_differs(self):
+        rows = [
+            {**row, "model": model, "batch_size": size}
+            for model, size in (("a", 1), ("a", 8), ("b", 1))
+            for row in (MEASURED, CHOSEN)
+        ]
+        wide = Comparison(tuple(rows)).wide("median_ms")
+        assert wide.columns.names == ["model", "batch_size"]
+        assert wide[("a", 8)].tolist() == [0.5, 0.0625]
+        assert wide.shape == (2, 3)
+
+    def test_refuses_what_does_not_fit(self):
+        with pytest.raises(InputError, match="int8@litert has several rows with the same model"):
+            Comparison((CHOSEN, CHOSEN)).wide()
+        with pytest.raises(InputError, match="speed is no column with figures; those are: batch"):
+            ONE.wide("speed")
+
+
+@st.composite
+def measured_rows(draw):
+    grid = st.integers(0, 4).map(float)  # few values, so that ties are common
+    figures = draw(st.lists(st.tuples(grid, grid, grid), min_size=1, max_size=12))
+    return tuple(
+        {**MEASURED, "variant": f"v{i}", "speedup": x, "accuracy": y, "size_bytes": z}
+        for i, (x, y, z) in enumerate(figures)
+    )
+
+
+class TestPareto:
+    @settings(deadline=None)
+    @given(measured_rows())
+    def test_by_definition(self, given_rows):
+        front = Comparison(given_rows).pareto(("speedup", "accuracy"), ("size_bytes",))
+
+        def beats(a, b):
+            pairs = [(a["speedup"], b["speedup"]), (a["accuracy"], b["accuracy"]),
+                     (-a["size_bytes"], -b["size_bytes"])]  # fmt: skip
+            return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+        expected = {
+            row["variant"] for row in given_rows
+            if not any(beats(other, row) for other in given_rows)
+        }  # fmt: skip
+        assert set(front.variant) == expected
+        assert front.speedup.is_monotonic_decreasing
+
+    def test_leaves_out_what_was_not_measured(self):
+        assert ONE.pareto().variant.tolist() == ["int8@litert", "float32(xla=True)@tensorflow"]
+        over = {**CHOSEN, "variant": "over", "status": "over_budget", "speedup": 99.0}
+        assert Comparison((*ONE.rows, over)).pareto().variant.tolist()[0] == "over"
+
+    def test_without_accuracy_it_is_agreement(self):
+        rows = tuple({**row, "accuracy": None} for row in ONE.rows)
+        front = Comparison(rows).pareto()
+        assert front.variant.tolist() == ["int8@litert"]  # both agree alike
+
+    def test_unknown_column(self):
+        with pytest.raises(InputError, match="speed is no column"):
+            ONE.pareto(("speed",))
+
+
 class TestText:
+    def test_markdown(self):
+        lines = ONE.to_markdown().splitlines()
+        assert lines[0] == "| variant | status | median ms | speed-up | accuracy | drop ≤ | size |"
+        assert lines[1] == "| :-- | :-- | --: | --: | --: | --: | --: |"
+        assert lines[3].split(" | ")[2:4] == ["0.062", "8.00 (7.75–8.25)"]
+        assert len(lines) == 5
+        assert "a\\|b" in Comparison(({**MEASURED, "variant": "a|b"},)).to_markdown()
+
+    def test_several_models_have_a_column(self):
+        text = Comparison((MEASURED, {**CHOSEN, "model": "other"})).to_text()
+        assert text.splitlines()[0].split()[:2] == ["model", "variant"]
+        assert text.splitlines()[3].startswith("* other")
+
     def test_lines(self):
         lines = ONE.to_text().splitlines()
         assert lines[0].split() == [
@@ -312,70 +466,6 @@ class TestSize:
         assert "e" not in number
         found = float(number) * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
         assert found == pytest.approx(value, rel=0.005)
-
-
-class Page(html.parser.HTMLParser):
-    """Tags and text of a page, as a browser reads it."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.texts = [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
-class TestReport:
-    def test_shows_every_variant_with_its_reason(self):
-        page = Page(report.to_html(ONE))
-        for row in ONE.rows:
-            assert row["variant"] in page.texts
-            assert not row["reason"] or row["reason"] in page.texts
-        assert page.tags.count("tr") == 1 + len(ONE.rows)
-        assert ONE.summary in page.texts
-        assert page.attributes.count(("class", "chosen")) == 1
-        text = " ".join(page.texts)
-        for words in ("8.00 (7.75–8.25)", "no difference", "317 kB", "A CPU", "tensorflow 2.21"):
-            assert words in text
-
-    def test_escapes_whatever_comes_from_outside(self):
-        evil = "\"'><script>alert(1)</script>"
-        row = {**MEASURED, "variant": evil, "reason": evil, "status": evil, "verdict": evil}
-        details = {
-            "model": evil, "summary": evil, "signature": evil, "baseline": evil, "metric": evil,
-            "data": {evil: evil}, "budget": {evil: evil},
-            "environment": {evil: evil, "versions": {evil: evil}},
-        }  # fmt: skip
-        text = report.to_html(Comparison((row,), details))
-        page = Page(text)
-        assert "script" not in page.tags
-        assert set(page.tags) == set(Page(report.to_html(ONE)).tags)
-        names = {name for name, _ in Page(report.to_html(ONE)).attributes}
-        assert {name for name, _ in page.attributes} <= names
-        assert page.texts.count(evil) >= 4
-
-    @given(st.lists(rows, max_size=3), st.text(max_size=20))
-    def test_is_one_well_formed_page_whatever_is_missing(self, given_rows, summary):
-        text = report.to_html(Comparison(tuple(given_rows), {"summary": summary}))
-        page = Page(text)
-        assert page.tags.count("tr") == 1 + len(given_rows)
-        assert page.tags.count("td") == 13 * len(given_rows) == 13 * (page.tags.count("tr") - 1)
-        assert page.tags.count("th") == 13
-
-    def test_needs_no_network(self):
-        text = report.to_html(ONE)
-        assert not {"link", "img", "iframe"} & set(Page(text).tags)
-        assert "http" not in text
-
-    def test_is_what_is_saved(self, tmp_path):
-        ONE.save(tmp_path)
-        assert (tmp_path / "report.html").read_text(encoding="utf-8") == report.to_html(ONE)
 
 
 def test_rows_can_be_written_as_json():

@@ -59,24 +59,16 @@ def time_work(works, batches=BATCHES, **options):
         name: latency.SessionTimer(WorkingSession(name, work, log), batches)
         for name, work in works.items()
     }
-    options = {"max_s": 0.3, "interval_width": 0.2, **options}
+    options = {"max_s": 0.3, "interval_width": 0.2, "block_s": 0.004, **options}
     return latency.time_interleaved(timers, **options), log
 
 
 def num_calls(timing):
-    return len(timing.warm_up_s) + sum(map(len, timing.settle_s)) + len(timing.values_s)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_blocks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "BLOCK_S", 0.004)
-        patch.setattr(latency, "SETTLE_S", 0.002)
-        yield
+    return len(timing.warm_up_s) + sum(timing.num_settling) + len(timing.values_s)
 
 
 @pytest.fixture(scope="module")
-def three(short_blocks):
+def three():
     return time_work({"one": sort(1), "two": sort(2), "four": sort(4)})
 
 
@@ -112,8 +104,8 @@ class TestInterleaving:
         assert len(counts) == 1
         assert latency.MIN_BLOCKS <= counts.pop() <= latency.MAX_BLOCKS
         for timing in timings.values():
-            assert len(timing.settle_s) == len(timing.blocks_s)
-            assert all(timing.settle_s)
+            assert len(timing.num_settling) == len(timing.blocks_s)
+            assert all(timing.num_settling)
             lengths = {len(block) for block in timing.blocks_s}
             assert len(lengths) == 1
             assert 1 <= lengths.pop() <= latency.MAX_BLOCK_CALLS
@@ -150,7 +142,7 @@ class TestInterleaving:
         orders = []
         for block in range(len(timings["one"].blocks_s)):
             size_of = {
-                name: len(timing.settle_s[block]) + len(timing.blocks_s[block])
+                name: timing.num_settling[block] + len(timing.blocks_s[block])
                 for name, timing in timings.items()
             }
             order = []
@@ -198,12 +190,15 @@ class TestInterleaving:
             def warm_up(self):
                 return [9.0, self._seconds, self._seconds, self._seconds, self._seconds]
 
-            def block(self, count):
-                return [5.0], [self._seconds] * count
+            def block(self, count, settle_s):
+                assert settle_s == 0.004
+                return 5, [self._seconds] * count
 
-        timings = latency.time_interleaved({"a": Known(0.002), "b": Known(0.001)}, max_s=0)
+        timings = latency.time_interleaved(
+            {"a": Known(0.002), "b": Known(0.001)}, max_s=0, block_s=0.004
+        )
         assert timings["a"].warm_up_s == [9.0, 0.002, 0.002, 0.002, 0.002]
-        assert timings["a"].settle_s == [[5.0]] * latency.MIN_BLOCKS
+        assert timings["a"].num_settling == [5] * latency.MIN_BLOCKS
         assert timings["a"].blocks_s == [[0.002] * 2] * latency.MIN_BLOCKS
         assert timings["b"].blocks_s == [[0.001] * 4] * latency.MIN_BLOCKS
         ratio = latency.speedup(timings["a"], timings["b"])
@@ -218,7 +213,9 @@ class TestInterleaving:
 
 
 times = st.lists(st.floats(1e-9, 100), min_size=1, max_size=5)
-timings = st.builds(Timing, times, st.lists(times, max_size=4), st.lists(times, max_size=4))
+timings = st.builds(
+    Timing, times, st.lists(st.integers(1, 9), max_size=4), st.lists(times, max_size=4)
+)
 
 
 class TestTiming:
@@ -242,9 +239,9 @@ class TestTiming:
     def test_summary_is_in_milliseconds_and_empty_where_too_few(self, count, has_p90, has_p99):
         values = np.random.default_rng(0).lognormal(size=count)
         # Warm-up and the first calls of a block are in no statistic.
-        timing = Timing([1e9], [[1e9]], [part.tolist() for part in np.array_split(values, 3)])
+        timing = Timing([1e9], [1], [part.tolist() for part in np.array_split(values, 3)])
         summary = timing.summary()
-        assert list(summary) == ["median_ms", "p90_ms", "p99_ms"]
+        assert (summary["median_low_ms"], summary["median_high_ms"]) == (None, None)  # 3 blocks
         assert summary["median_ms"] == pytest.approx(1e3 * np.median(values))
         for name, q, is_there in (("p90_ms", 90, has_p90), ("p99_ms", 99, has_p99)):
             if is_there:
@@ -279,7 +276,9 @@ class TestRest:
         assert thread.is_alive()
         thread.join()
 
-    @pytest.mark.parametrize("turn", [lambda timer: timer.block(1), lambda timer: timer.warm_up()])
+    @pytest.mark.parametrize(
+        "turn", [lambda timer: timer.block(1, 0), lambda timer: timer.warm_up()]
+    )
     def test_ends_every_turn(self, turn):
         threads = []
         session = WorkingSession("a", lambda: threads.append(spin_for(0.03)), [])

@@ -54,6 +54,12 @@ def define_measurement(values: flags.FlagValues) -> None:
         "Seconds after which a timing ends, however wide its interval.",
         flag_values=values,
     )
+    flags.DEFINE_float(
+        "interval_width",
+        0.02,
+        "Width of a speed-up's 95 % interval, as a share of it, at which a timing ends.",
+        flag_values=values,
+    )
     flags.DEFINE_integer("seed", 0, "Of the split and of the order of runs.", flag_values=values)
 
 

@@ -41,6 +41,7 @@ def run(values: flags.FlagValues) -> int:
         num_threads=values.num_threads,
         seed=values.seed,
         max_timing_s=values.max_timing_s,
+        interval_width=values.interval_width,
         import_modules=tuple(values.import_module),
         limits=_flags.limits(values),
     )

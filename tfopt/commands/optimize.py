@@ -78,6 +78,7 @@ def run(values: flags.FlagValues) -> int:
         num_threads=values.num_threads,
         seed=values.seed,
         max_timing_s=values.max_timing_s,
+        interval_width=values.interval_width,
         num_calibration=values.num_calibration,
         limits=_flags.limits(values),
         **_flags.source_options(values),

@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
-from tfopt.compare import report
-from tfopt.compare.text import interval, plain, size
+from tfopt.compare import files, origin, report
+from tfopt.compare.regressions import find_regressions
+from tfopt.compare.text import align, figure, interval, plain, size, to_markdown
 from tfopt.errors import InputError
+from tfopt.measure.latency import Timing
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 COLUMNS = (
     "model", "variant", "parent", "batch_size", "num_threads", "status", "chosen", "median_ms",
@@ -23,7 +25,8 @@ COLUMNS = (
     "throughput_per_s", "size_bytes", "compressed_bytes", "peak_memory_bytes", "accuracy",
     "accuracy_drop", "accuracy_drop_high", "agreement", "max_abs_error", "reason",
 )  # fmt: skip
-FORMAT = 1
+ORIGIN = ("file", "machine", "baseline")
+MEASURED = ("ok", "over_budget")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,56 +35,123 @@ class Comparison:
 
     Attributes:
       rows: dictionaries with keys out of `COLUMNS`; a figure that was not measured is missing or
-        None, never 0.
+        None, never 0. Rows that came from several files also have those of `ORIGIN`.
       details: source, data, budget, environment, baseline and choice.
+      folder: where the raw times lie beside the results, if they do.
     """
 
     rows: tuple[dict[str, Any], ...]
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    folder: Path | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
-    def from_files(cls, paths: Sequence[str | Path]) -> Comparison:
+    def from_files(cls, paths: Sequence[str | Path], mixed: Collection[str] = ()) -> Comparison:
         """Reads one or more `results.json` (or folders that hold one) into one table.
 
+        Args:
+          paths: of the files or folders. With more than one, each row tells its `file`, its
+            `machine` and its `baseline`.
+          mixed: what may differ between them: `machines`, `batch_sizes`, `baselines`. Times of
+            different machines or batch sizes, and speed-ups over different baselines, mean
+            different things.
+
         Raises:
-          InputError: when a file is missing, is no result of tfopt, or when the machines differ.
+          InputError: when a file is missing or damaged (names the file and the field), or when
+            machines, batch sizes or baselines differ and may not.
         """
         if not paths:
             raise InputError("No results to compare; give at least one results.json.")
         found = [_read(Path(path)) for path in paths]
-        machines = {item.details.get("environment", {}).get("cpu") for item in found}
-        if len(machines) > 1:
-            names = ", ".join(sorted(map(str, machines)))
-            raise InputError(
-                f"The results come from different machines ({names}), so that their times cannot "
-                "be compared; measure both on one."
-            )
-        details = found[0].details
-        if len(found) > 1:
-            details = {
-                "files": [str(path) for path in paths],
-                "environment": {"cpu": next(iter(machines))},
-            }
-        return cls(tuple(row for item in found for row in item.rows), details)
+        origin.check_mixed([(item.rows, item.details) for item in found], mixed)
+        if len(found) == 1:
+            return found[0]
+        rows: list[dict[str, Any]] = []
+        for item, path in zip(found, paths, strict=True):
+            values = (str(path), item.machine, origin.baseline_of(item.details))
+            about = dict(zip(ORIGIN, values, strict=True))
+            # Rows of merged results name their origin already; it is no longer known with one
+            # file what they were timed with.
+            rows += [{**about, **row, "timing": None} for row in item.rows]
+        return cls(tuple(rows), {"files": [str(path) for path in paths]})
+
+    @property
+    def machine(self) -> str:
+        """Processor and number of cores that the results come from."""
+        return origin.machine_of(self.details)
 
     @property
     def table(self) -> pd.DataFrame:
-        """A DataFrame with the columns of `results.csv`; figures that are missing are NaN."""
+        """One row a variant, with the columns of `results.csv`; missing figures are NaN.
+
+        Results of several files also have the columns `file`, `machine` and `baseline`.
+        """
         import pandas as pd
 
-        return pd.DataFrame([{name: row.get(name) for name in COLUMNS} for row in self.rows],
-                            columns=list(COLUMNS))  # fmt: skip
+        names = [*COLUMNS, *(ORIGIN if any(ORIGIN[0] in row for row in self.rows) else ())]
+        return pd.DataFrame({name: [row.get(name) for row in self.rows] for name in names})
 
-    @property
-    def summary(self) -> str:
-        """What was chosen and why."""
-        return self.details.get("summary", "")
+    def wide(self, column: str = "speedup") -> pd.DataFrame:
+        """One row a variant, one column for each model, batch size, machine and the like.
+
+        Args:
+          column: the figure that fills it.
+
+        Raises:
+          InputError: when there is no such column, or when a variant has several values for the
+            same model, batch size, threads, machine and file.
+        """
+        _check_columns([column])
+        table = self.table
+        keys = [
+            name
+            for name in ("model", "batch_size", "num_threads", *ORIGIN)
+            if name in table and table[name].nunique(dropna=False) > 1
+        ]
+        keys = keys or ["model"]
+        twice = table[table.duplicated([*keys, "variant"])]
+        if len(twice):
+            raise InputError(
+                f"{twice.variant.iloc[0]} has several rows with the same {', '.join(keys)}, so "
+                "that one cell cannot hold its figure; use the long table."
+            )
+        wide = table.pivot(index="variant", columns=keys, values=column)
+        return wide.reindex(table.variant.drop_duplicates())
+
+    def pareto(
+        self, more: Sequence[str] = ("speedup", "accuracy"), less: Sequence[str] = ()
+    ) -> pd.DataFrame:
+        """The measured rows that no other row beats in one figure without losing in another.
+
+        Args:
+          more: columns of which more is better. Without an `accuracy` in any row, `agreement`
+            takes its place.
+          less: columns of which less is better, such as `size_bytes`.
+
+        Returns:
+          Rows of `table` in the order of the first figure, the best first. Rows that lack one of
+          the figures are left out. Figures are compared as they are, without their intervals.
+
+        Raises:
+          InputError: when there is no such column.
+        """
+        _check_columns([*more, *less])
+        table = self.table[self.table.status.isin(MEASURED)]
+        if table.accuracy.isna().all():
+            more = ["agreement" if name == "accuracy" else name for name in more]
+        names = list(dict.fromkeys([*more, *less]))
+        table = table.dropna(subset=names)
+        costs = table[names].to_numpy(float) * [-1 if name in more else 1 for name in names]
+        is_best = [
+            not ((costs <= row).all(axis=1) & (costs < row).any(axis=1)).any() for row in costs
+        ]
+        return table[is_best].sort_values(names[0], ascending=names[0] not in more)
 
     def relative_to(self, variant: str) -> pd.DataFrame:
-        """The table with a column `ratio`: the median of `variant` over each row's, by model.
+        """The table with a column `ratio`: the median of `variant` over each row's.
 
-        The medians of one search come from runs at different times: `speedup` is the figure with
-        an interval. This is for looking at it from another side.
+        Each row is divided into the row of the same model, batch size and file. The medians of
+        one search come from runs at different times: `speedup` is the figure with an interval.
+        This is for looking at it from another side.
 
         Raises:
           InputError: when no model has that variant with a median.
@@ -91,49 +161,96 @@ class Comparison:
         if reference.empty:
             names = ", ".join(table.variant[table.median_ms.notna()].unique())
             raise InputError(f"No measured variant {variant!r}; there are: {names}.")
-        by_model = reference.groupby(["model", "batch_size"]).median_ms.median().rename("reference")
-        joined = table.join(by_model, on=["model", "batch_size"])
-        table["ratio"] = joined.reference / table.median_ms
+        keys = [name for name in ("model", "batch_size", "file") if name in table]
+        by_key = reference.groupby(keys).median_ms.median().rename("reference")
+        table["ratio"] = table.join(by_key, on=keys).reference / table.median_ms
         return table
+
+    def regressions(
+        self,
+        against: Comparison,
+        slower: float = 0.05,
+        absolute: bool = False,
+        mixed: Collection[str] = (),
+    ) -> pd.DataFrame:
+        """What became slower since other results; see `tfopt.compare.regressions`.
+
+        Args:
+          against: the results from before.
+          slower: the share that is tolerated; 0.05 allows one twentieth of the speed to be lost.
+          absolute: compare median times instead of speed-ups; both must come from one machine.
+          mixed: what may differ, as in `from_files`.
+
+        Returns:
+          One row for each variant of both: `model, variant, batch_size, before, after, ratio,
+          ratio_low, ratio_high, verdict, reason`. `ratio` is the new speed over the old one, with
+          its one-sided 95 % bounds; `verdict` is `regression`, `maybe`, `ok` or `not_comparable`.
+
+        Raises:
+          InputError: when the two cannot be compared.
+        """
+        return find_regressions(self, against, slower, absolute, mixed)
+
+    @property
+    def summary(self) -> str:
+        """What was chosen and why."""
+        return self.details.get("summary", "")
+
+    def timings(self) -> dict[str, Timing]:
+        """The raw times of the run in which each row's figures were taken, by variant.
+
+        Raises:
+          InputError: when they are not there: they lie in `timings/` beside `results.json`, and
+            results of several files have none.
+        """
+        found: dict[str, Timing] = {}
+        opened: dict[str, Mapping[str, Any]] = {"": self.details.get("timings", {})}
+        for row in self.rows:
+            place = row.get("timing")
+            if place is None:
+                continue
+            name, key = place["file"] or "", place["key"]
+            try:
+                if name not in opened:
+                    assert self.folder is not None
+                    opened[name] = json.loads((self.folder / name).read_text())["timings"]
+                found[row["variant"]] = Timing.from_json(opened[name][key])
+            except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+                raise InputError(
+                    f"The raw times of {row['variant']} are missing or damaged; expected them in "
+                    f"{name or 'the results'} beside {files.FILE_NAME}."
+                ) from error
+        if not found:
+            raise InputError("These results hold no raw times; open those of one run.")
+        return found
+
+    # Files.
 
     def save(self, folder: str | Path) -> None:
         """Writes `results.csv`, `results.json` and `report.html`; each appears as a whole."""
         folder = Path(folder)
-        rows = [[_cell(row.get(name)) for name in COLUMNS] for row in self.rows]
-        with _replace(folder / "results.csv") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-        self.save_json(folder / "results.json")
-        with _replace(folder / "report.html") as file:
+        self.to_csv(folder / "results.csv")
+        self.save_json(folder / files.FILE_NAME)
+        with files.replacing(folder / "report.html") as file:
             file.write(report.to_html(self))
 
     def save_json(self, path: str | Path) -> None:
         """Writes the one file that `from_files` reads."""
-        rows = [{name: plain(value) for name, value in row.items()} for row in self.rows]
-        value = {"format": FORMAT, **self.details, "rows": rows}
-        with _replace(Path(path)) as file:
-            file.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+        files.write_json(Path(path), self.rows, self.details)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes the table; cells of figures that were not measured are empty."""
+        names = list(self.table.columns)
+        cells = [[_cell(row.get(name)) for name in names] for row in self.rows]
+        with files.replacing(Path(path)) as file:
+            csv.writer(file, lineterminator="\n").writerows([names, *cells])
+
+    # Text.
 
     def to_text(self) -> str:
         """A table for a terminal: the columns that a choice is made by."""
-        lines = [["variant", "status", "median ms", "speed-up", "accuracy", "drop ≤", "size"]]
-        for row in self.rows:
-            lines.append([
-                ("* " if row.get("chosen") else "  ") + row["variant"],
-                row["status"],
-                _number(row.get("median_ms"), "{:.3f}"),
-                interval(row),
-                _number(row.get("accuracy"), "{:.4f}"),
-                _number(row.get("accuracy_drop_high"), "{:.4f}"),
-                size(row.get("size_bytes")),
-            ])  # fmt: skip
-        widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
-        text = [
-            "  ".join(
-                cell.ljust(width) if index < 2 else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
+        head, *lines = self._short_table()
+        text = align([head, *lines], num_left=len(head) - 5)
         text.insert(1, "-" * max(map(len, text)))
         reasons = [
             f"  {row['variant']}: {row['reason']}"
@@ -142,46 +259,75 @@ class Comparison:
         ]
         return "\n".join([*text, *(["", "Not chosen because:", *reasons] if reasons else [])])
 
+    def to_markdown(self) -> str:
+        """The table of `to_text` for GitHub and the like."""
+        head, *lines = self._short_table()
+        return to_markdown([name.strip() for name in head], lines, len(head) - 5)
+
+    def _short_table(self) -> list[list[str]]:
+        """Head and lines; columns that are the same in every row are left out."""
+        extra = [
+            name
+            for name in ("model", "batch_size", "machine", "file")
+            if len({row.get(name) for row in self.rows}) > 1
+        ]
+        lines = [[*(name.replace("_", " ") for name in extra), "variant", "status", "median ms",
+                  "speed-up", "accuracy", "drop ≤", "size"]]  # fmt: skip
+        lines[0][0] = "  " + lines[0][0] if extra else lines[0][0]
+        for row in self.rows:
+            line = [
+                *(str(row.get(name, "")) for name in extra),
+                row["variant"],
+                row["status"],
+                figure(row.get("median_ms"), ".3f"),
+                interval(row),
+                figure(row.get("accuracy"), ".4f"),
+                figure(row.get("accuracy_drop_high"), ".4f"),
+                size(row.get("size_bytes")),
+            ]
+            line[0] = ("* " if row.get("chosen") else "  ") + line[0]
+            lines.append(line)
+        return lines
+
+    # Plots.
+
+    def plot_pareto(self, ax: Axes | None = None) -> Axes:
+        """Speed-up against accuracy, with intervals; see `tfopt.compare.plots.pareto`."""
+        from tfopt.compare import plots
+
+        return plots.pareto(self, ax)
+
+    def plot_latency(self, variants: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
+        """How the times of each variant are spread; see `tfopt.compare.plots.latency`."""
+        from tfopt.compare import plots
+
+        return plots.latency(self, variants, ax)
+
+    def plot_tradeoff(
+        self, x: str = "size_bytes", y: str = "speedup", ax: Axes | None = None
+    ) -> Axes:
+        """Any figure against another; see `tfopt.compare.plots.tradeoff`."""
+        from tfopt.compare import plots
+
+        return plots.tradeoff(self, x, y, ax)
+
 
 def _read(path: Path) -> Comparison:
-    if path.is_dir():
-        path = path / "results.json"
-    if not path.is_file():
-        raise InputError(f"No results at {path}; expected a results.json that tfopt wrote.")
-    try:
-        value = json.loads(path.read_text())
-        rows = tuple({**row} for row in value.pop("rows"))
-        if value.pop("format") != FORMAT:
-            raise KeyError("format")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no results.json of this version of tfopt.") from error
-    return Comparison(rows, value)
+    rows, details = files.read(path, COLUMNS)
+    return Comparison(rows, details, path if path.is_dir() else path.parent)
 
 
-class _replace:  # noqa: N801
-    """Opens a file that takes its name only once it is complete."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self) -> TextIO:
-        self._file = self._unfinished.open("w", encoding="utf-8", newline="")
-        return self._file
-
-    def __exit__(self, kind: object, *error: object) -> None:
-        self._file.close()
-        if kind is None:
-            self._unfinished.replace(self._path)
-        else:
-            self._unfinished.unlink()
+def _check_columns(names: Collection[str]) -> None:
+    """Checks that names are columns with numbers."""
+    texts = {"model", "variant", "parent", "status", "chosen", "verdict", "reason"}
+    numbers = [name for name in COLUMNS if name not in texts]
+    unknown = [name for name in names if name not in numbers]
+    if unknown:
+        raise InputError(
+            f"{', '.join(unknown)} is no column with figures; those are: {', '.join(numbers)}."
+        )
 
 
 def _cell(value: Any) -> Any:
     value = plain(value)
     return "" if value is None else value
-
-
-def _number(value: float | None, form: str) -> str:
-    value = plain(value)
-    return "" if value is None else form.format(value)

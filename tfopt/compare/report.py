@@ -1,129 +1,216 @@
-"""`report.html`: one file without network that says what was chosen and why."""
+"""`report.html`: one file without network that says what was chosen and why.
+
+The page is complete as it is written; its script sorts and filters the table.
+"""
 
 from __future__ import annotations
 
 import html
-import math
-from typing import TYPE_CHECKING, Any
+import importlib.resources
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tfopt.compare.text import interval, size
+from tfopt.compare import pareto_svg
+from tfopt.compare.text import figure, interval, plain, size
 
 if TYPE_CHECKING:
     from tfopt.compare.comparison import Comparison
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8886; --good: #1a7f37; --bad: #b42318; --soft: #8882; }
-@media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --bad: #ff7b72; } }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: right;
-  white-space: nowrap; }
-th:first-child, td:first-child, td.reason, th.reason { text-align: left; }
-td.reason { min-width: 18rem; white-space: normal; }
-tr.chosen { background: var(--soft); font-weight: 600; }
-.ok, .faster { color: var(--good); } .failed, .over_budget, .slower { color: var(--bad); }
-dt { font-weight: 600; } dd { margin: 0 0 .5rem 1rem; overflow-wrap: anywhere; }
-"""
+
+class _Column(NamedTuple):
+    title: str
+    name: str  # of the figure that it is sorted by
+    form: str = ""  # of a number; "size" for bytes
+
+    @property
+    def is_number(self) -> bool:
+        return bool(self.form)
+
+    def show(self, row: Mapping[str, Any]) -> str:
+        value = row.get(self.name)
+        if self.form == "interval":
+            return interval(row)
+        if self.form == "size":
+            return size(plain(value))
+        if self.form:
+            return figure(value, self.form)
+        return str(value or "").replace("_", " ") if self.name != "reason" else str(value or "")
+
+
+_COLUMNS = (
+    _Column("variant", "variant"),
+    _Column("status", "status"),
+    _Column("median ms", "median_ms", ".3f"),
+    _Column("speed-up (95 %)", "speedup", "interval"),
+    _Column("verdict", "verdict"),
+    _Column("accuracy", "accuracy", ".4f"),
+    _Column("drop", "accuracy_drop", ".4f"),
+    _Column("drop at most", "accuracy_drop_high", ".4f"),
+    _Column("agreement", "agreement", ".4f"),
+    _Column("size", "size_bytes", "size"),
+    _Column("memory", "peak_memory_bytes", "size"),
+    _Column("cold start ms", "cold_start_ms", ".0f"),
+    _Column("reason or notes", "reason"),
+)
+# Of one variant, beyond what the table has.
+_MORE = (
+    _Column("converted from", "parent"),
+    _Column("p90 ms", "p90_ms", ".3f"),
+    _Column("p99 ms", "p99_ms", ".3f"),
+    _Column("examples a second", "throughput_per_s", ".4g"),
+    _Column("size after deflate", "compressed_bytes", "size"),
+    _Column("largest error of an output", "max_abs_error", ".2g"),
+)
+_STATUSES = ("ok", "over_budget", "failed", "skipped")
 
 
 def to_html(comparison: Comparison) -> str:
     """The report of a comparison."""
-    details = comparison.details
-    title = f"tfopt: {details.get('model', 'comparison')}"
-    rows = "\n".join(_row(row) for row in comparison.rows)
+    details, rows = comparison.details, comparison.rows
+    title = _escape(f"tfopt: {details.get('model', 'comparison')}")
+    plot = pareto_svg.draw(rows)
+    command = details.get("command")
+    parts = [
+        f"<h1>{title}</h1>",
+        f'<p class="summary">{_escape(comparison.summary)}</p>' if comparison.summary else "",
+        f'<h2>Speed and quality</h2>\n<figure class="plot">{plot}</figure>' if plot else "",
+        f"<h2>All variants</h2>\n{_controls(rows)}\n{_table(rows)}",
+        f'<h2>Each variant</h2>\n<div class="variants">{_articles(rows)}</div>' if rows else "",
+        f"<h2>How it was measured</h2>\n{_facts(details)}",
+        f"<h2>Do it again</h2>\n<pre><code>{_escape(command)}</code></pre>" if command else "",
+    ]
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{_asset("report.css")}</style>
+</head>
+<body>
+{chr(10).join(filter(None, parts))}
+<script>
+{_asset("report.js")}</script>
+</body>
+</html>
+"""
+
+
+def _asset(name: str) -> str:
+    return importlib.resources.files("tfopt.compare").joinpath(name).read_text(encoding="utf-8")
+
+
+def _controls(rows: tuple[dict[str, Any], ...]) -> str:
+    """Search and checkboxes; the script shows them."""
+    there = [status for status in _STATUSES if any(row["status"] == status for row in rows)]
+    others = sorted({row["status"] for row in rows} - set(there))
+    boxes = "\n".join(
+        f'<label><input type="checkbox" name="status" value="{_escape(status)}" checked> '
+        f"{_escape(status.replace('_', ' '))}</label>"
+        for status in [*there, *others]
+    )
+    return f"""<div class="controls" hidden>
+<label>Filter <input type="search" id="search" placeholder="litert int8"></label>
+{boxes}
+<output id="count"></output>
+</div>"""
+
+
+def _table(rows: tuple[dict[str, Any], ...]) -> str:
+    heads = "".join(
+        f'<th scope="col" aria-sort="none" data-kind="{"number" if column.is_number else "text"}" '
+        f'data-first="{"descending" if column.name == "speedup" else "ascending"}"'
+        f"{_class(column)}><button>{column.title}</button></th>"
+        for column in _COLUMNS
+    )
+    lines = "\n".join(_row(index, row) for index, row in enumerate(rows))
+    return f"""<div class="scroll" tabindex="0" role="region" aria-label="All variants">
+<table>
+<thead><tr>{heads}</tr></thead>
+<tbody>
+{lines}
+</tbody>
+</table>
+</div>"""
+
+
+def _class(column: _Column, row: Mapping[str, Any] | None = None) -> str:
+    """The class of a cell: statuses and verdicts have colours."""
+    name = column.name
+    if row is not None and name in ("status", "verdict"):
+        name = str(row.get(name) or "")
+    elif name != "reason":
+        return ""
+    return f' class="{_escape(name)}"' if name else ""
+
+
+def _row(index: int, row: Mapping[str, Any]) -> str:
+    cells = []
+    for column in _COLUMNS:
+        value = plain(row.get(column.name))
+        text = _escape(column.show(row))
+        if column.name == "variant":
+            text = f'<a href="#variant-{index}">{text}</a>'
+        sort = "" if value is None else _escape(value)
+        cells.append(f'<td{_class(column, row)} data-value="{sort}">{text}</td>')
+    chosen = ' class="chosen"' if row.get("chosen") else ""
+    return (
+        f'<tr id="row-{index}" data-status="{_escape(row["status"])}"{chosen}>{"".join(cells)}</tr>'
+    )
+
+
+def _articles(rows: tuple[dict[str, Any], ...]) -> str:
+    return "\n".join(_article(index, row) for index, row in enumerate(rows))
+
+
+def _article(index: int, row: Mapping[str, Any]) -> str:
+    """Everything that is known of one variant."""
+    shown = [column for column in (*_COLUMNS[1:-1], *_MORE) if column.show(row)]
+    figures = "\n".join(
+        f"<dt>{column.title}</dt><dd{_class(column, row)}>{_escape(column.show(row))}</dd>"
+        for column in shown
+    )
+    notes = list(row.get("notes") or ())
+    if row.get("reason") and row["reason"] not in (" ".join(notes), *notes):
+        notes.insert(0, row["reason"])
+    listed = "".join(f"<li>{_escape(note)}</li>" for note in notes)
+    chosen = " (chosen)" if row.get("chosen") else ""
+    return f"""<article id="variant-{index}">
+<h3><a href="#row-{index}">{_escape(row["variant"])}</a>{chosen}</h3>
+<dl>
+{figures}
+</dl>
+{f"<ul>{listed}</ul>" if listed else ""}
+</article>"""
+
+
+def _facts(details: Mapping[str, Any]) -> str:
+    environment = details.get("environment", {})
     facts = {
         "Signature": details.get("signature"),
         "Metric": details.get("metric"),
         "Baseline": details.get("baseline"),
         "Budget": _pairs(details.get("budget")),
         "Data": _pairs(details.get("data")),
-        "Machine": _pairs({k: v for k, v in details.get("environment", {}).items()
-                           if k not in ("versions", "cpu_flags")}),
-        "Versions": _pairs(details.get("environment", {}).get("versions")),
-    }  # fmt: skip
-    facts_html = "\n".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>"
-        for name, value in facts.items()
-        if value
+        "Files": ", ".join(details.get("files", ())),
+        "Machine": _pairs({k: v for k, v in environment.items() if k != "versions"}),
+        "Versions": _pairs(environment.get("versions")),
+    }
+    lines = "\n".join(
+        f"<dt>{name}</dt><dd>{_escape(value)}</dd>" for name, value in facts.items() if value
     )
-    heads = "".join(
-        f'<th scope="col"{" class=reason" if name == "reason or notes" else ""}>{name}</th>'
-        for name in (
-            "variant",
-            "status",
-            "median ms",
-            "speed-up (95 %)",
-            "verdict",
-            "accuracy",
-            "drop",
-            "drop at most",
-            "agreement",
-            "size",
-            "memory",
-            "cold start ms",
-            "reason or notes",
-        )
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p>{html.escape(comparison.summary)}</p>
-<div class="scroll" tabindex="0" role="region" aria-label="All variants">
-<table>
-<thead><tr>{heads}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</div>
-<h2>How it was measured</h2>
-<dl>
-{facts_html}
-</dl>
-</body>
-</html>
-"""
+    return f'<dl class="facts">\n{lines}\n</dl>'
 
 
-def _row(row: dict[str, Any]) -> str:
-    cells = [
-        (row["variant"], ""),
-        (row["status"].replace("_", " "), row["status"]),
-        (_number(row.get("median_ms"), 3), ""),
-        (interval(row), ""),
-        ((row.get("verdict") or "").replace("_", " "), row.get("verdict") or ""),
-        (_number(row.get("accuracy"), 4), ""),
-        (_number(row.get("accuracy_drop"), 4), ""),
-        (_number(row.get("accuracy_drop_high"), 4), ""),
-        (_number(row.get("agreement"), 4), ""),
-        (size(row.get("size_bytes")), ""),
-        (size(row.get("peak_memory_bytes")), ""),
-        (_number(row.get("cold_start_ms"), 0), ""),
-        (row.get("reason") or "", "reason"),
-    ]
-    chosen = ' class="chosen"' if row.get("chosen") else ""
-    return f"<tr{chosen}>" + "".join(
-        f'<td class="{html.escape(style)}">{html.escape(str(text))}</td>' if style
-        else f"<td>{html.escape(str(text))}</td>"
-        for text, style in cells
-    ) + "</tr>"  # fmt: skip
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
-
-
-def _pairs(values: dict[str, Any] | None) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value}"
+def _pairs(values: Mapping[str, Any] | None) -> str:
+    texts = {
+        name.replace("_", " "): ", ".join(map(str, value)) if isinstance(value, list) else value
         for name, value in (values or {}).items()
         if value not in (None, [], "")
-    )
+    }
+    return "; ".join(f"{name}: {value}" for name, value in texts.items())
+
+
+def _escape(value: object) -> str:
+    return html.escape(str(value))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def plain(value: Any) -> Any:
@@ -29,3 +33,43 @@ def interval(row: Mapping[str, Any]) -> str:
     """The speed-up with its interval for people: 2.31 (2.25–2.38)."""
     values = [plain(row.get(name)) for name in ("speedup", "speedup_low", "speedup_high")]
     return "" if None in values else "{:.2f} ({:.2f}–{:.2f})".format(*values)
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number in a format, or nothing where there is none."""
+    value = plain(value)
+    return "" if value is None else format(value, form)
+
+
+def align(lines: Sequence[Sequence[str]], num_left: int) -> list[str]:
+    """Lines of cells as lines of text: so many columns left-aligned, the rest right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index < num_left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def table_to_text(table: pd.DataFrame, is_markdown: bool = False) -> str:
+    """A DataFrame for a terminal or for GitHub; figures with four digits."""
+    head = [name.replace("_", " ") for name in table.columns]
+    lines = [
+        [figure(value, ".4g") if isinstance(value, float) else str(value) for value in row]
+        for row in table.itertuples(index=False)
+    ]
+    num_left = len(list(itertools.takewhile(lambda dtype: dtype.kind not in "if", table.dtypes)))
+    if is_markdown:
+        return to_markdown(head, lines, num_left)
+    return "\n".join(align([head, *lines], num_left))
+
+
+def to_markdown(head: Sequence[str], lines: Sequence[Sequence[str]], num_left: int) -> str:
+    """A table for GitHub: so many columns left-aligned, the rest right-aligned."""
+    rule = [":--" if index < num_left else "--:" for index in range(len(head))]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in (head, rule, *lines)
+    )

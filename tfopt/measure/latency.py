@@ -22,14 +22,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tfopt.errors import InputError
 from tfopt.measure import environment, statistics
 from tfopt.runtimes.base import Arrays, Session
 
-BLOCK_S = 0.04
+BLOCK_S = 0.04  # about as long as the scheduler takes to spread threads over the cores again
 MAX_BLOCK_CALLS = 200
 WINDOW = 4
 MIN_WARM_UP_S = 0.1
-SETTLE_S = 0.04  # the scheduler takes so long to spread threads over the cores again
 MIN_BLOCKS = 10
 MAX_BLOCKS = 80
 STABLE = 0.05
@@ -37,6 +37,8 @@ MAX_WARM_UP_S = 20.0
 REST_STEP_S = 0.01  # the system adds up the time of running threads every 4 ms or so
 REST_SHARE = 0.2  # of one core
 MAX_REST_S = 0.3
+MAX_S = 4.0
+INTERVAL_WIDTH = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +47,14 @@ class Timing:
 
     Attributes:
       warm_up_s: the calls before the model was stable; the first contains compilation.
-      settle_s: the first calls of each block after a change of model; in no statistic.
+      num_settling: how many calls came before those of each block, after a change of model; they
+        are in no statistic.
       blocks_s: one list for each block; block i of every model of a run was taken at one time.
       steal_share: of the processor time that a hypervisor gave to others during the run, 0…1.
     """
 
     warm_up_s: list[float]
-    settle_s: list[list[float]]
+    num_settling: list[int]
     blocks_s: list[list[float]]
     steal_share: float = 0.0
 
@@ -66,18 +69,18 @@ class Timing:
         return float(np.median(self.values_s))
 
     def summary(self) -> dict[str, float | None]:
-        """Median and percentiles in milliseconds; None where the sample does not carry one."""
+        """Median and percentiles in milliseconds; None where the sample does not carry one.
+
+        `median_low_ms` and `median_high_ms` are bounds of the typical time of this run.
+        """
         values = self.values_s
-
-        def milliseconds(q: int) -> float | None:
-            value = statistics.percentile(values, q)
-            return None if value is None else value * 1e3
-
-        return {
-            "median_ms": milliseconds(50),
-            "p90_ms": milliseconds(90),
-            "p99_ms": milliseconds(99),
-        }
+        found = {f"p{q}_ms": statistics.percentile(values, q) for q in (50, 90, 99)}
+        found["median_ms"] = found.pop("p50_ms")
+        found |= {"median_low_ms": None, "median_high_ms": None}
+        if len(self.blocks_s) >= MIN_BLOCKS:
+            typical = statistics.typical_time(self.blocks_s)
+            found |= {"median_low_ms": typical.low, "median_high_ms": typical.high}
+        return {name: None if value is None else value * 1e3 for name, value in found.items()}
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -105,10 +108,12 @@ class Timer(Protocol):
     def warm_up(self) -> list[float]:
         """Calls until it is stable; returns the seconds of each call, once threads sleep."""
 
-    def block(self, count: int) -> tuple[list[float], list[float]]:
-        """Calls a few times to settle, then `count` times; returns the seconds of both.
+    def block(self, count: int, settle_s: float) -> tuple[int, list[float]]:
+        """Calls for so long to settle, then `count` times.
 
-        The threads that it used sleep by then, so that they disturb nobody else's turn.
+        Returns:
+          How many calls it took to settle, and the seconds of the others. The threads that it used
+          sleep by then, so that they disturb nobody else's turn.
         """
 
 
@@ -143,22 +148,35 @@ class SessionTimer:
         rest()
         return times
 
-    def block(self, count: int) -> tuple[list[float], list[float]]:
-        """At least one call and 40 ms to settle, then `count` calls, then `rest`."""
-        settled: list[float] = []
-        while not settled or sum(settled) < SETTLE_S:
-            settled.append(self.call())
-        times = [self.call() for _ in range(count)]
+    def block(self, count: int, settle_s: float) -> tuple[int, list[float]]:
+        """At least one call and `settle_s`, then `count` calls, then `rest`."""
+        end, num_settling = time.perf_counter() + settle_s, 0
+        while not num_settling or time.perf_counter() < end:
+            self.call()
+            num_settling += 1
+        times = [round(self.call(), 9) for _ in range(count)]  # the clock counts nanoseconds
         rest()
-        return settled, times
+        return num_settling, times
+
+
+def check_limits(max_s: float, interval_width: float) -> None:
+    """Checks when a timing is to end.
+
+    Raises:
+      InputError: when a number is negative or none.
+    """
+    for name, value in (("max_timing_s", max_s), ("interval_width", interval_width)):
+        if not value >= 0:
+            raise InputError(f"{name} is {value}; expected 0 or more.")
 
 
 def time_interleaved(
     timers: Mapping[str, Timer],
     *,
     seed: int = 0,
-    max_s: float = 4.0,
-    interval_width: float = 0.03,
+    max_s: float = MAX_S,
+    interval_width: float = INTERVAL_WIDTH,
+    block_s: float = BLOCK_S,
 ) -> dict[str, Timing]:
     """Times models in alternating blocks.
 
@@ -166,25 +184,27 @@ def time_interleaved(
       timers: by name; the first is what the others are compared with.
       seed: of the order.
       max_s: stop after this many seconds, though not before ten blocks each.
-      interval_width: stop when the 95 % interval of each ratio to the first is narrower.
+      interval_width: stop when the 95 % interval of each ratio to the first is narrower than
+        this share of it.
+      block_s: seconds of a block, about, and of the uncounted calls before it.
 
     Returns:
       The raw times of each model.
     """
     warm_up = {name: timer.warm_up() for name, timer in timers.items()}
     per_block = {
-        name: max(1, min(MAX_BLOCK_CALLS, round(BLOCK_S / max(np.median(times[-WINDOW:]), 1e-7))))
+        name: max(1, min(MAX_BLOCK_CALLS, round(block_s / max(np.median(times[-WINDOW:]), 1e-7))))
         for name, times in warm_up.items()
     }
     order, shuffle = list(timers), random.Random(seed).shuffle
-    settle: dict[str, list[list[float]]] = {name: [] for name in timers}
+    settling: dict[str, list[int]] = {name: [] for name in timers}
     blocks: dict[str, list[list[float]]] = {name: [] for name in timers}
     begin, cpu_before = time.perf_counter(), environment.cpu_times()
     for index in range(MAX_BLOCKS):
         shuffle(order)
         for name in order:
-            settled, times = timers[name].block(per_block[name])
-            settle[name].append(settled)
+            num_settling, times = timers[name].block(per_block[name], block_s)
+            settling[name].append(num_settling)
             blocks[name].append(times)
         if index + 1 >= MIN_BLOCKS:
             if time.perf_counter() - begin > max_s:
@@ -195,7 +215,7 @@ def time_interleaved(
         after - before for before, after in zip(cpu_before, environment.cpu_times(), strict=True)
     )
     share = steal / total if total else 0.0
-    return {name: Timing(warm_up[name], settle[name], blocks[name], share) for name in timers}
+    return {name: Timing(warm_up[name], settling[name], blocks[name], share) for name in timers}
 
 
 def speedup(baseline: Timing, candidate: Timing) -> statistics.Interval:

@@ -88,27 +88,30 @@ def paired_ratio(
             f"Got {len(baseline_blocks)} baseline blocks and {len(candidate_blocks)} candidate "
             "blocks; expected as many of both. Measure the two sides in turns, block by block."
         )
-    _check_confidence(confidence)
-    num_blocks = len(baseline_blocks)
-    rank = _signed_rank_bound(num_blocks, confidence)
-    if not rank:
-        needed = 1 + math.ceil(-math.log2(1 - confidence))
-        raise ValueError(
-            f"Got {num_blocks} blocks; expected at least {needed} for a confidence of "
-            f"{confidence}. Measure more blocks: fewer do not show how much blocks differ."
-        )
     logs = [
-        np.log([np.median(_times(block, f"{name}[{i}]")) for i, block in enumerate(blocks)])
+        _log_medians(blocks, name)
         for name, blocks in (
             ("baseline_blocks", baseline_blocks),
             ("candidate_blocks", candidate_blocks),
         )
     ]
-    differences = logs[0] - logs[1]
-    first, second = np.triu_indices(num_blocks)
-    means = np.sort((differences[first] + differences[second]) / 2)
-    bounds = np.exp([np.median(means), means[rank - 1], means[-rank]])
-    return Interval(*bounds.tolist())
+    return _exp(_hodges_lehmann(logs[0] - logs[1], confidence))
+
+
+def typical_time(
+    blocks: Sequence[Sequence[float] | np.ndarray], confidence: float = 0.95
+) -> Interval:
+    """Returns the typical time of a run, with its interval: of one model, beside nothing.
+
+    The estimate and the bounds are those of `paired_ratio`, from the logarithms of the medians of
+    blocks. They take blocks to be independent, and they know nothing of how other runs differ:
+    of two models, only a ratio measured side by side tells which is faster.
+
+    Args:
+        blocks: times in seconds, one array for each block.
+        confidence: of the two-sided interval.
+    """
+    return _exp(_hodges_lehmann(_log_medians(blocks, "blocks"), confidence))
 
 
 def verdict(interval: Interval) -> Literal["faster", "slower", "no_difference"]:
@@ -312,6 +315,29 @@ def num_examples_needed(drop: Interval, num_examples: int, max_drop: float) -> i
     shrinking = (drop.high - drop.estimate) / room
     needed = num_examples * shrinking * shrinking
     return max(num_examples, math.ceil(needed)) if math.isfinite(needed) else None
+
+
+def _log_medians(blocks: Sequence[Sequence[float] | np.ndarray], name: str) -> np.ndarray:
+    return np.log([np.median(_times(block, f"{name}[{i}]")) for i, block in enumerate(blocks)])
+
+
+def _hodges_lehmann(values: np.ndarray, confidence: float) -> Interval:
+    """Returns the centre of values that are symmetric around it; see `paired_ratio`."""
+    _check_confidence(confidence)
+    rank = _signed_rank_bound(values.size, confidence)
+    if not rank:
+        needed = 1 + math.ceil(-math.log2(1 - confidence))
+        raise ValueError(
+            f"Got {values.size} blocks; expected at least {needed} for a confidence of "
+            f"{confidence}. Measure more blocks: fewer do not show how much blocks differ."
+        )
+    first, second = np.triu_indices(values.size)
+    means = np.sort((values[first] + values[second]) / 2)
+    return Interval(float(np.median(means)), float(means[rank - 1]), float(means[-rank]))
+
+
+def _exp(interval: Interval) -> Interval:
+    return Interval(*(math.exp(value) for value in dataclasses.astuple(interval)))
 
 
 @functools.cache

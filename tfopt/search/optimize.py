@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -28,6 +29,12 @@ CONTENTS = (
     "artifacts", "best", "data", "evaluations", "logs", "source", "source_export", "timings",
     LEDGER, "results.csv", "results.json", "report.html",
 )  # fmt: skip
+# Names of flags that differ from those of fields.
+FLAGS = {
+    "import_modules": "import_module",
+    "timeout_s": "step_timeout_s",
+    "memory_bytes": "memory_limit_bytes",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +118,26 @@ def optimize(
         model = sources.check_path(model)
     folder = claim_folder(Path(output_dir), resume, overwrite)
     is_tensorflow = not (isinstance(model, Path) and model.suffix in (".tflite", ".onnx"))
-    search = Search(folder, chosen, Progress(quiet), is_tensorflow)
-    return Result(folder, *search.run(model, data, budget or Budget()))
+    budget = budget or Budget()
+    command = _command(model, data, folder, budget, chosen)
+    search = Search(folder, chosen, Progress(quiet), is_tensorflow, command)
+    return Result(folder, *search.run(model, data, budget))
+
+
+def _command(model: Any, data: Any, folder: Path, budget: Budget, options: Options) -> str | None:
+    """What does the same from a shell; None for objects that only Python has."""
+    if not isinstance(model, Path) or not isinstance(data, (str, Path)):
+        return None
+    given: dict[str, Any] = {"model": model, "data": data, "output_dir": folder}
+    for value in (budget, options, options.limits):
+        for field in dataclasses.fields(value):
+            found = getattr(value, field.name)
+            is_default = found == field.default or field.name == "limits"
+            if not is_default:
+                given[FLAGS.get(field.name, field.name)] = (
+                    ",".join(found) if isinstance(found, tuple) else found
+                )
+    return shlex.join(["tfopt", "optimize", *(f"--{k}={v}" for k, v in given.items())])
 
 
 def claim_folder(folder: Path, resume: bool, overwrite: bool) -> Path:

@@ -9,7 +9,7 @@ from tfopt import runtimes
 from tfopt.errors import InputError
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.isolation import Limits
-from tfopt.measure import accuracy
+from tfopt.measure import accuracy, latency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Options:
       import_modules: modules that register TensorFlow custom ops.
       num_calibration: examples to calibrate with.
       max_timing_s: seconds after which a timing ends, however wide its interval.
+      interval_width: of a speed-up's 95 % interval, as a share of it; a timing ends when it is
+        as narrow as that.
       limits: for each conversion and each measurement.
     """
 
@@ -41,7 +43,8 @@ class Options:
     custom_objects: str | None = None
     import_modules: tuple[str, ...] = ()
     num_calibration: int = datasets.NUM_CALIBRATION
-    max_timing_s: float = 4.0
+    max_timing_s: float = latency.MAX_S
+    interval_width: float = latency.INTERVAL_WIDTH
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -49,6 +52,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} is {value!r}; expected a whole number of at least 1.")
+        latency.check_limits(self.max_timing_s, self.interval_width)
         if self.variants is not None:
             runtimes.expand(self.variants)
         if self.metric is not None:

@@ -40,9 +40,9 @@ class RemoteSession:
         """See `latency.Timer`."""
         return self._worker.call("tfopt.search.steps:warm_up", self._folder)
 
-    def block(self, count: int) -> tuple[list[float], list[float]]:
+    def block(self, count: int, settle_s: float) -> tuple[int, list[float]]:
         """See `latency.Timer`."""
-        return self._worker.call("tfopt.search.steps:time_block", self._folder, count)
+        return self._worker.call("tfopt.search.steps:time_block", self._folder, count, settle_s)
 
     def evaluate(
         self, metric: str, output_name: str, reference_folder: Path, evaluation_file: Path

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
-from tfopt.measure import accuracy, environment, statistics
+from tfopt.measure import accuracy, environment, latency, statistics
 from tfopt.measure.accuracy import Evaluation
 from tfopt.search.budget import Budget
 from tfopt.search.run import Run
 from tfopt.variant import Variant
 
-TIMED = ("median_ms", "p90_ms", "p99_ms", "speedup", "speedup_low", "speedup_high", "verdict")
+TIMED = (
+    "median_ms", "median_low_ms", "median_high_ms", "p90_ms", "p99_ms", "speedup", "speedup_low",
+    "speedup_high", "verdict", "timing",
+)  # fmt: skip
 HIGH_STEAL = 0.1
 
 
@@ -34,7 +36,7 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
         return values | {"status": "skipped", "reason": run.plan.skipped[variant]}
     notes: list[str] = []
     if run.artifact_folder(variant).exists():
-        artifact = Artifact.open(run.artifact_folder(variant))
+        artifact = run.open(variant)
         notes += artifact.notes
         values |= {
             "parent": str(artifact.parent or "source"),
@@ -60,6 +62,19 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
     return values | {
         "status": "over_budget" if reason else "ok",
         "reason": reason or " ".join(notes),
+        "notes": notes,
+    }
+
+
+def timed(baseline: latency.Timing, candidate: latency.Timing) -> dict[str, Any]:
+    """The figures of a candidate that was timed in turns with the baseline."""
+    ratio = latency.speedup(baseline, candidate)
+    return {
+        **candidate.summary(),
+        "speedup": ratio.estimate,
+        "speedup_low": ratio.low,
+        "speedup_high": ratio.high,
+        "verdict": statistics.verdict(ratio),
     }
 
 
@@ -105,15 +120,17 @@ def write(run: Run, chosen: str | None = None) -> Comparison:
         "output_name": run.output_name,
         "as_saved": str(run.as_saved),
         "baseline": str(run.baseline),
+        "baseline_artifact": None if run.baseline is None else run.open(run.baseline).identity(),
         "finalists": (run.ledger.get("final") or {"order": []})["order"],
         "chosen": chosen,
         "budget": dataclasses.asdict(run.budget),
         "data": run.dataset.describe(),
         "environment": environment.describe(),
+        "command": run.command,
         "seconds": _seconds(run),
     }
     details["summary"] = _summarize(rows, details, run.budget)
-    comparison = Comparison(tuple(rows), details)
+    comparison = Comparison(tuple(rows), details, run.folder)
     comparison.save(run.folder)
     return comparison
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from tfopt.artifact import Artifact
 from tfopt.dataset import Dataset
 from tfopt.search import steps
 from tfopt.search.budget import Budget
@@ -31,6 +32,7 @@ class Run:
       batch_size: of the timings.
       num_threads: of every runtime.
       seed: of the order of timings.
+      command: what does the same from a shell, if that is possible.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class Run:
     batch_size: int
     num_threads: int
     seed: int
+    command: str | None = None
 
     @property
     def as_saved(self) -> Variant:
@@ -64,6 +67,10 @@ class Run:
     def artifact_folder(self, variant: Variant) -> Path:
         """Where a variant's files lie."""
         return self.folder / "artifacts" / variant.slug
+
+    def open(self, variant: Variant) -> Artifact:
+        """A converted variant."""
+        return Artifact.open(self.artifact_folder(variant))
 
     def evaluation_file(self, variant: Variant) -> Path:
         """Where a variant's scores lie."""

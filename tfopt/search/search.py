@@ -19,7 +19,7 @@ from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
 from tfopt.errors import ConversionError, InputError, ResultError
 from tfopt.isolation import Worker
-from tfopt.measure import accuracy, environment, latency, statistics
+from tfopt.measure import accuracy, environment, latency
 from tfopt.search import results, steps
 from tfopt.search.budget import Budget
 from tfopt.search.candidates import plan
@@ -34,6 +34,9 @@ from tfopt.variant import Variant
 NUM_FINALISTS = 4
 NUM_QUICKEST = 2
 FINAL_MARGIN = 0.9  # a finalist could be this close to the leader
+FINAL_TIMES = 2  # as long as other timings, for each finalist
+FINAL_BLOCK_S = 0.15  # at most: long blocks are closer to a server under load
+NUM_ROUNDS = 25  # for which there must be time
 
 
 class Search:
@@ -47,21 +50,29 @@ class Search:
       options: of the search.
       progress: gets a line a variant.
       is_tensorflow: whether the model is TensorFlow's or Keras's.
+      command: what does the same from a shell, for the report.
     """
 
     def __init__(
-        self, folder: Path, options: Options, progress: Progress, is_tensorflow: bool = True
+        self,
+        folder: Path,
+        options: Options,
+        progress: Progress,
+        is_tensorflow: bool = True,
+        command: str | None = None,
     ):
         self.folder, self.options, self.progress = folder, options, progress
+        self.command = command
         self._workers: list[Worker] = []
         # Keras and TensorFlow models need TensorFlow in both; the other formats may not.
         preload = ("tensorflow",) if is_tensorflow else ()
-        self.converter = self._new_worker("convert", *preload)
-        self.baseline_worker = self._new_worker("baseline", *preload)
+        self.converter = self._new_worker("convert", preload)
+        self.baseline_worker = self._new_worker("baseline", preload, keeps_state=True)
 
-    def _new_worker(self, name: str, *preload: str) -> Worker:
+    def _new_worker(self, name: str, preload: Sequence[str], keeps_state: bool = False) -> Worker:
         log = self.folder / "logs" / f"{name}.log"
-        worker = Worker(log, self.options.limits, self.options.import_modules, preload)
+        options = self.options
+        worker = Worker(log, options.limits, options.import_modules, preload, keeps_state)
         self._workers.append(worker)
         return worker
 
@@ -156,6 +167,7 @@ class Search:
             batch_size=options.batch_size,
             num_threads=num_threads,
             seed=options.seed,
+            command=self.command,
         )
 
     def _prepare_source(self, model: Any) -> Source:
@@ -201,15 +213,31 @@ class Search:
             if variant == run.as_saved and (reason := run.failure(variant)):
                 raise ResultError(f"The model itself does not run on this data: {reason}")
         if run.ledger.get("pilot") is None:
-            running = [variant for variant in run.plan.baselines if run.failure(variant) is None]
-            with self._clock() as clock, self._opened(run, running) as sessions:
-                timings = self._time(run, "pilot", sessions)
+            with self._clock() as clock:
+                timings = self._pilot_timings(run)
                 baseline = min(timings, key=lambda name: timings[name].median_s)
-                rows = {name: _figures(timings[baseline], timings[name]) for name in timings}
+                rows = {
+                    name: _figures(timings[baseline], timings[name], "pilot", name)
+                    for name in timings
+                }
             run.ledger.add("pilot", baseline=baseline, rows=rows, **clock)
         for variant in run.plan.baselines:
             self._report(run, variant)
         results.write(run)
+
+    def _pilot_timings(self, run: Run) -> dict[str, latency.Timing]:
+        """Times all that run side by side; when that fails, without the last of them."""
+        running = [variant for variant in run.plan.baselines if run.failure(variant) is None]
+        try:
+            with self._opened(run, running) as sessions:
+                return self._time(run, "pilot", sessions)
+        except ConversionError as error:
+            *others, last = running
+            if not others:
+                raise ResultError(f"The model itself cannot be timed: {error}") from error
+            reason = f"It could not be timed beside the other unchanged ways: {error}"
+            run.ledger.add("measure", last, reason=reason)
+        return self._pilot_timings(run)
 
     def _try(self, run: Run, variant: Variant) -> None:
         """Converts, evaluates and times one candidate."""
@@ -283,7 +311,7 @@ class Search:
                     )
                     if len(sessions) > 1:
                         baseline, candidate = self._time(run, variant.slug, sessions).values()
-                        values |= _figures(baseline, candidate)
+                        values |= _figures(baseline, candidate, variant.slug, str(variant))
             except ConversionError as error:
                 values["reason"] = str(error)
         if is_done:
@@ -316,18 +344,28 @@ class Search:
             yield sessions
 
     def _measuring_worker(self, variant: Variant) -> Worker:
-        return self._new_worker("measure", runtimes.get(variant.runtime).library)
+        library = runtimes.get(variant.runtime).library
+        return self._new_worker("measure", (library,), keeps_state=True)
 
     def _open(self, run: Run, variant: Variant, worker: Worker) -> RemoteSession:
         folder = run.artifact_folder(variant)
         return RemoteSession(worker, folder, run.dataset, run.batch_size, run.num_threads)
 
     def _time(
-        self, run: Run, name: str, sessions: Mapping[str, RemoteSession]
+        self, run: Run, name: str, sessions: Mapping[str, RemoteSession], is_final: bool = False
     ) -> dict[str, latency.Timing]:
         """Times open sessions side by side and writes the raw times to disk."""
+        each_s, block_s = self.options.max_timing_s, latency.BLOCK_S
+        if is_final:
+            each_s, block_s = FINAL_TIMES * each_s, FINAL_BLOCK_S
+        # A round takes a block and as long before it of each.
+        block_s = min(block_s, each_s / (2 * NUM_ROUNDS))
         timings = latency.time_interleaved(
-            sessions, seed=run.seed, max_s=self.options.max_timing_s * max(1, len(sessions) - 1)
+            sessions,
+            seed=run.seed,
+            max_s=each_s * max(1, len(sessions) - 1),
+            interval_width=self.options.interval_width,
+            block_s=block_s,
         )
         path = run.timing_file(name)
         path.parent.mkdir(exist_ok=True)
@@ -393,10 +431,12 @@ class Search:
                 together = list(dict.fromkeys([run.baseline, *leaders]))
                 try:
                     with self._opened(run, together) as sessions:
-                        timings = self._time(run, "final", sessions)
+                        timings = self._time(run, "final", sessions, is_final=True)
                     baseline = timings[str(run.baseline)]
-                    rows = {name: _figures(baseline, timings[name]) for name in timings}
-                    order.sort(key=lambda name: timings[name].median_s)
+                    rows = {
+                        name: _figures(baseline, timings[name], "final", name) for name in timings
+                    }
+                    order.sort(key=lambda name: rows[name]["speedup"], reverse=True)
                 except ConversionError as error:
                     self.progress.say(f"The final run failed, the earlier times count: {error}")
         run.ledger.add("final", order=order, rows=rows, **clock)
@@ -405,7 +445,7 @@ class Search:
     def _ship(self, run: Run, chosen: Variant) -> Artifact:
         """Copies the chosen artifact to `best/`."""
         timed = run.timed(chosen)
-        return Artifact.open(run.artifact_folder(chosen)).copy_to(
+        return run.open(chosen).copy_to(
             self.folder / "best",
             measured_on={
                 "cpu": environment.cpu_model(),
@@ -428,16 +468,14 @@ def _add_cold_start(
     )
 
 
-def _figures(baseline: latency.Timing, candidate: latency.Timing) -> dict[str, Any]:
-    """What the table says of a timing."""
-    ratio = latency.speedup(baseline, candidate)
+def _figures(
+    baseline: latency.Timing, candidate: latency.Timing, timing: str, name: str
+) -> dict[str, Any]:
+    """What the table says of a timing, and where its raw times are."""
     return {
-        **candidate.summary(),
-        "speedup": ratio.estimate,
-        "speedup_low": ratio.low,
-        "speedup_high": ratio.high,
-        "verdict": statistics.verdict(ratio),
+        **results.timed(baseline, candidate),
         "steal_share": candidate.steal_share,
+        "timing": {"file": f"timings/{timing}.json", "key": name},
     }
 
 

@@ -162,9 +162,9 @@ def warm_up(folder: Path) -> list[float]:
     return _open[str(folder)].timer.warm_up()
 
 
-def time_block(folder: Path, count: int) -> tuple[list[float], list[float]]:
+def time_block(folder: Path, count: int, settle_s: float) -> tuple[int, list[float]]:
     """See `latency.Timer`."""
-    return _open[str(folder)].timer.block(count)
+    return _open[str(folder)].timer.block(count, settle_s)
 
 
 def evaluate(
