@@ -225,7 +225,7 @@ class TestBrowser:
         from selenium.webdriver import ActionChains
 
         ActionChains(page).send_keys("\ue004").perform()  # Tab
-        assert page.switch_to.active_element.get_attribute("href")["baseVal"] == "#row-0"
+        assert page.switch_to.active_element.get_dom_attribute("href") == "#row-0"
         ActionChains(page).send_keys("\ue007").perform()
         assert page.current_url.endswith("#row-0")
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -451,6 +452,41 @@ class TestComparison:
         np.testing.assert_array_equal(found.agreement, np.ones(10))
         np.testing.assert_array_equal(found.relative_error, np.zeros(10))
 
+    def test_fidelity_of_each_output(self, tmp_path):
+        """By the definitions, over all examples at once."""
+        generator = np.random.default_rng(3)
+        x = generator.normal(size=(50, 4)).astype(np.float32)
+        noise = np.round(x, 1) - x
+
+        baseline, candidate = evaluate_both(
+            tmp_path, x, None, "agreement", lambda x: {"out0": x, "out1": 2 * x, "out2": x[:, :1]},
+            lambda x: {"out0": np.round(x, 1), "out1": 2 * x, "out2": x[:, :1] + 1},
+            num_outputs=3, input_shape=(None, 4),
+        )  # fmt: skip
+        assert baseline.fidelity == {}
+        rounded, same, shifted = (candidate.fidelity[f"out{i}"] for i in range(3))
+        assert rounded.agreement == np.mean(x.argmax(1) == np.round(x, 1).argmax(1))
+        assert rounded.max_abs_error == pytest.approx(np.abs(noise).max(), rel=1e-5)
+        assert rounded.mean_abs_error == pytest.approx(np.abs(noise).mean(), rel=1e-5)
+        expected = 10 * np.log10(np.sum(x**2) / np.sum(noise**2))
+        assert rounded.sqnr_db == pytest.approx(expected, rel=1e-4)
+        assert dataclasses.astuple(same) == (1, 0, 0, math.inf)
+        assert math.isnan(shifted.agreement)  # one number is no decision
+        assert shifted.mean_abs_error == pytest.approx(1, rel=1e-5)
+
+    def test_more_bits_are_more_decibels(self, tmp_path):
+        x = np.random.default_rng(0).uniform(-1, 1, (4000, 1)).astype(np.float32)
+        found = []
+        for bits in (4, 8):
+            step = 2.0 ** (1 - bits)
+            _, candidate = evaluate_both(
+                tmp_path / str(bits), x, None, "agreement", lambda x: x,
+                lambda x, step=step: np.round(x / step) * step, input_shape=(None, 1),
+            )  # fmt: skip
+            found.append(candidate.fidelity["out0"].sqnr_db)
+        # Uniform values: the ratio is that of variances, 6.02 dB a bit.
+        assert found == pytest.approx([6.02 * 4, 6.02 * 8], abs=0.3)
+
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_not_finite_is_refused(self, value, tmp_path):
         def broken(x):
@@ -650,6 +686,22 @@ class TestAccuracyDrop:
         assert (drop.low, drop.high) == (-math.inf, math.inf)
 
 
+class TestAnswers:
+    def test_are_right_or_wrong(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+        examples = examples_of(tmp_path, x, np.arange(30) % 3)
+        found = accuracy.answers(evaluate(lambda x: x, examples, "top1"))
+        np.testing.assert_array_equal(found, x.argmax(1) == np.arange(30) % 3)
+        assert found.dtype == bool
+
+    def test_errors_and_missing_labels_are_none(self, tmp_path):
+        x = np.ones((5, 3))
+        labelled = examples_of(tmp_path / "a", x, np.ones((5, 3)))
+        assert accuracy.answers(evaluate(lambda x: x, labelled, "mae")) is None
+        plain = examples_of(tmp_path / "b", x)
+        assert accuracy.answers(evaluate(lambda x: x, plain, "agreement")) is None
+
+
 class TestFile:
     @settings(deadline=None, max_examples=25)
     @given(
@@ -663,6 +715,7 @@ class TestFile:
         saved = accuracy.Evaluation(
             "m", is_higher, level, scores, np.arange(5), scores[::-1], np.abs(scores), error,
             {"out0": outputs, "labels": outputs[:, 0]} if level == "set" else {},
+            {"out0": accuracy.Fidelity(0.5, 2.0, error, math.inf)},
         )  # fmt: skip
         path = tmp_path_factory.mktemp("evaluation") / "new" / "one.npz"
         saved.save(path)
@@ -673,6 +726,10 @@ class TestFile:
         np.testing.assert_equal(opened.max_abs_error, error)
         for name in ("scores", "labels", "agreement", "relative_error"):
             np.testing.assert_array_equal(getattr(opened, name), getattr(saved, name))
+        np.testing.assert_equal(
+            {name: dataclasses.astuple(value) for name, value in opened.fidelity.items()},
+            {name: dataclasses.astuple(value) for name, value in saved.fidelity.items()},
+        )
         assert opened.outputs.keys() == saved.outputs.keys()
         for name, value in saved.outputs.items():
             np.testing.assert_array_equal(opened.outputs[name], value)

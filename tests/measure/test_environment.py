@@ -146,3 +146,65 @@ class TestDescribe:
             print(started + sorted({"tensorflow", "pandas", "numpy"} & set(sys.modules)))
         """
         assert run(code) == "[]"
+
+
+class TestContainer:
+    def limits(self, monkeypatch, files):
+        monkeypatch.setattr(environment, "_read", lambda path: files.get(path, ""))
+        return environment.container_limits()
+
+    def test_of_both_kinds_of_control_groups(self, monkeypatch):
+        second = {
+            "/sys/fs/cgroup/cpu.max": "150000 100000\n",
+            "/sys/fs/cgroup/memory.max": "5000\n",
+        }
+        expected = {"cores": 1.5, "memory_bytes": 5000}
+        assert self.limits(monkeypatch, second) == expected
+        assert environment.num_cores() == 1
+        assert environment.memory_bytes() == 5000
+        first = {
+            "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000\n",
+            "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes": "5000\n",
+        }
+        assert self.limits(monkeypatch, first) == expected
+
+    @pytest.mark.parametrize(
+        "files",
+        [
+            {},
+            {"/sys/fs/cgroup/cpu.max": "max 100000\n", "/sys/fs/cgroup/memory.max": "max\n"},
+            {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+             "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+             "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"},
+        ],
+    )  # fmt: skip
+    def test_no_limit(self, files, monkeypatch):
+        assert self.limits(monkeypatch, files) == {}
+
+
+class TestGpus:
+    @pytest.fixture(autouse=True)
+    def anew(self):
+        environment.gpus.cache_clear()
+        yield
+        environment.gpus.cache_clear()
+
+    def answer(self, tmp_path, monkeypatch, script):
+        path = tmp_path / "nvidia-smi"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        return environment.gpus()
+
+    def test_names_and_driver(self, tmp_path, monkeypatch):
+        script = 'echo "NVIDIA H200, 580.95.05"; echo "NVIDIA H200, 580.95.05"'
+        expected = ("NVIDIA H200, driver 580.95.05",) * 2
+        assert self.answer(tmp_path, monkeypatch, script) == expected
+
+    def test_none_where_it_fails(self, tmp_path, monkeypatch):
+        assert self.answer(tmp_path, monkeypatch, "echo no devices; exit 9") == ()
+
+    def test_none_where_it_is_not_there(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert environment.gpus() == ()

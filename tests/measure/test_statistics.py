@@ -343,6 +343,45 @@ class TestPairedProportionBound:
             statistics.paired_proportion_bound([1], [1], confidence)
 
 
+def discordant(num_lost, num_gained, num_same=5):
+    """Answers of two sides of which so many differ."""
+    baseline = [1] * num_lost + [0] * num_gained + [1] * num_same
+    return np.array(baseline), np.array([0] * num_lost + [1] * num_gained + [1] * num_same)
+
+
+class TestMcNemar:
+    @given(st.integers(0, 60), st.integers(0, 60))
+    def test_agrees_with_the_binomial_distribution(self, num_lost, num_gained):
+        count, fewer = num_lost + num_gained, min(num_lost, num_gained)
+        exact = [math.comb(count, k) / 2**count for k in range(fewer + 1)]
+        expected = 1 if num_lost == num_gained else 2 * sum(exact) - exact[-1]
+        assert statistics.mcnemar(*discordant(num_lost, num_gained)) == pytest.approx(expected)
+
+    def test_published_example(self):
+        # Fagerland, Lydersen & Laake 2013, table 1: 1 against 7 of 21, mid-p 0.039.
+        assert statistics.mcnemar(*discordant(1, 7, 13)) == pytest.approx(0.039, abs=5e-4)
+
+    def test_many_examples(self):
+        # The normal approximation: z = 2000 / sqrt(2_000_000).
+        z = 2000 / math.sqrt(2_000_000)
+        expected = 2 * NormalDist().cdf(-z)
+        found = statistics.mcnemar(*discordant(999_000, 1_001_000))
+        assert found == pytest.approx(expected, rel=1e-3)
+
+    def test_keeps_its_level(self):
+        generator = np.random.default_rng(2)
+        rejected = [
+            statistics.mcnemar(*generator.integers(0, 2, (2, 40))) <= 0.05 for _ in range(1000)
+        ]
+        assert np.mean(rejected) <= 0.065
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match="only zeros and ones"):
+            statistics.mcnemar(np.array([2]), np.array([1]))
+        with pytest.raises(ValueError, match="expected as many of both"):
+            statistics.mcnemar(np.array([1, 0]), np.array([1]))
+
+
 class TestPairedMeanBound:
     def test_agrees_with_normal_theory(self):
         differences = np.random.default_rng(12).normal(0.3, 2, size=5000)

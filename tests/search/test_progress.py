@@ -58,6 +58,66 @@ class TestProgress:
         assert (captured.out, captured.err) == ("", "a line\n")
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    @property
+    def screen(self):
+        """The lines that a terminal shows at the end."""
+        lines = self.getvalue().split("\n")
+        return [line.rpartition("\r\x1b[K")[2] for line in lines]
+
+
+class TestBar:
+    def test_shows_what_is_done_now_and_the_best_so_far(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "120")
+        stream = Terminal()
+        progress = Progress(stream=stream)
+        progress.say("Reading the model …")
+        progress.start(4)
+        progress.doing("converting a@litert")
+        assert stream.screen[-1] == f"{'░' * 20} 0/4 · converting a@litert · 4 left"
+        progress.finish("a@litert: 1 ms", "a@litert, 2.00 ×")
+        progress.doing("measuring b@litert")
+        *lines, bar = stream.screen
+        assert lines[0] == "Reading the model …"
+        assert lines[1].startswith("[1/4] a@litert: 1 ms (about")
+        assert len(lines) == 2
+        assert bar.startswith(f"{'█' * 5}{'░' * 15} 1/4 · measuring b@litert · about 0 s left")
+        assert bar.endswith("best so far: a@litert, 2.00 ×")
+        progress.close()
+        progress.say("Searched.")
+        assert stream.screen[2:] == ["Searched.", ""]
+
+    def test_never_wraps(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "40")
+        stream = Terminal()
+        progress = Progress(stream=stream)
+        progress.start(2)
+        progress.doing("converting " + "x" * 100)
+        assert len(stream.screen[-1]) == 39
+
+    def test_quiet_has_none(self):
+        stream = Terminal()
+        progress = Progress(True, stream)
+        progress.start(2)
+        progress.doing("a")
+        progress.finish("b")
+        progress.close()
+        assert stream.getvalue() == ""
+
+    def test_what_was_finished_before_says_nothing_about_time(self):
+        stream = io.StringIO()
+        progress = Progress(stream=stream)
+        progress.start(3)
+        progress.finish("a", is_new=False)
+        assert stream.getvalue() == "[1/3] a (2 left)\n"
+        time.sleep(0.06)
+        progress.finish("b")
+        assert "about 0 s left" in stream.getvalue()
+
+
 class TestDuration:
     @pytest.mark.parametrize(
         ("seconds", "text"),

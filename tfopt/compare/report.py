@@ -174,6 +174,7 @@ def _article(index: int, row: Mapping[str, Any]) -> str:
     notes = list(row.get("notes") or ())
     if row.get("reason") and row["reason"] not in (" ".join(notes), *notes):
         notes.insert(0, row["reason"])
+    notes += _quality(row)
     listed = "".join(f"<li>{_escape(note)}</li>" for note in notes)
     chosen = " (chosen)" if row.get("chosen") else ""
     return f"""<article id="variant-{index}">
@@ -183,6 +184,26 @@ def _article(index: int, row: Mapping[str, Any]) -> str:
 </dl>
 {f"<ul>{listed}</ul>" if listed else ""}
 </article>"""
+
+
+def _quality(row: Mapping[str, Any]) -> list[str]:
+    """Sentences about how the outputs differ from those of the model as saved."""
+    sentences = []
+    if (test := row.get("mcnemar")) and test["num_lost"] + test["num_gained"]:
+        sentences.append(
+            f"Against the model as saved, {test['num_lost']} right answers became wrong and "
+            f"{test['num_gained']} wrong ones right (McNemar's test: p = {test['p_value']:.2g})."
+        )
+    for name, found in (row.get("fidelity") or {}).items():
+        if found["sqnr_db"] is None and found["max_abs_error"] == 0:
+            sentences.append(f"Output {name} is the same to the last bit.")
+        elif found["sqnr_db"] is not None:
+            sentences.append(
+                f"Output {name} differs by {found['mean_abs_error']:.2g} on average and "
+                f"{found['max_abs_error']:.2g} at most; the signal is {found['sqnr_db']:.0f} dB "
+                "above the noise."
+            )
+    return sentences
 
 
 def _facts(details: Mapping[str, Any]) -> str:

@@ -152,6 +152,24 @@ def choose_metric(output_shape: tuple[int | None, ...] | None, labels: np.ndarra
 
 
 @dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """How near one output comes to the reference's, over all examples that were compared.
+
+    Attributes:
+      agreement: share of equal decisions; NaN where the output makes none.
+      max_abs_error: the largest difference of any value.
+      mean_abs_error: the mean difference of all values.
+      sqnr_db: signal to quantization noise ratio in decibels, 10·log10(Σ reference² / Σ
+        difference²); infinite when nothing differs. Each bit of precision is worth about 6 dB.
+    """
+
+    agreement: float
+    max_abs_error: float
+    mean_abs_error: float
+    sqnr_db: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """The outcome of running a model over the evaluation examples.
 
@@ -165,6 +183,7 @@ class Evaluation:
       relative_error: likewise, the norm of the difference over the norm of the reference.
       max_abs_error: the largest difference of any output value from the reference.
       outputs: everything that a set-level metric looks at; empty otherwise.
+      fidelity: of each output with numbers, by name; empty for the reference itself.
     """
 
     metric: str
@@ -176,6 +195,7 @@ class Evaluation:
     relative_error: np.ndarray
     max_abs_error: float
     outputs: Arrays = dataclasses.field(default_factory=dict)
+    fidelity: dict[str, Fidelity] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracy(self) -> float | None:
@@ -189,8 +209,13 @@ class Evaluation:
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        values: dict[str, Any] = {k: np.asarray(v) for k, v in vars(self).items() if k != "outputs"}
+        nested = ("outputs", "fidelity")
+        values: dict[str, Any] = {
+            k: np.asarray(v) for k, v in vars(self).items() if k not in nested
+        }
         values.update({f"output:{name}": value for name, value in self.outputs.items()})
+        for name, found in self.fidelity.items():
+            values[f"fidelity:{name}"] = np.array(dataclasses.astuple(found))
         # Text is kept as bytes: objects would be pickled.
         values = {k: v.astype(bytes) if v.dtype.kind == "O" else v for k, v in values.items()}
         np.savez_compressed(path, **values)
@@ -201,14 +226,16 @@ class Evaluation:
         with np.load(path) as file:
             values = {name: file[name] for name in file.files}
         values = {k: v.astype(object) if v.dtype.kind == "S" else v for k, v in values.items()}
-        outputs = {
-            name.removeprefix("output:"): values.pop(name)
-            for name in list(values)
-            if name.startswith("output:")
-        }
+
+        def nested(prefix: str) -> dict[str, np.ndarray]:
+            names = [name for name in values if name.startswith(prefix)]
+            return {name.removeprefix(prefix): values.pop(name) for name in names}
+
+        outputs = nested("output:")
+        fidelity = {k: Fidelity(*v.tolist()) for k, v in nested("fidelity:").items()}
         for name in ("metric", "level", "higher_is_better", "max_abs_error"):
             values[name] = values[name].item()
-        return cls(**values, outputs=outputs)
+        return cls(**values, outputs=outputs, fidelity=fidelity)
 
 
 def accuracy_drop(baseline: Evaluation, candidate: Evaluation) -> statistics.Interval:
@@ -257,6 +284,14 @@ def accuracy_drop(baseline: Evaluation, candidate: Evaluation) -> statistics.Int
         before, after = (before, after) if candidate.higher_is_better else (1 + before, 1 + after)
         return statistics.paired_proportion_bound(before, after)
     return statistics.paired_mean_bound(before - after)
+
+
+def answers(evaluation: Evaluation) -> np.ndarray | None:
+    """Right or wrong for each example, or None when the metric says something else."""
+    scores = evaluation.scores
+    is_answer = evaluation.level == "example" and evaluation.higher_is_better
+    is_answer = is_answer and len(scores) and np.isin(scores, (0, 1)).all()
+    return scores.astype(bool) if is_answer else None
 
 
 def _boundless(lost: float) -> statistics.Interval:
@@ -317,6 +352,7 @@ def evaluate(
         np.concatenate(compare.relative_error) if compare.relative_error else np.zeros(0),
         compare.max_abs_error,
         kept_outputs,
+        compare.fidelity(),
     )
 
 
@@ -402,6 +438,10 @@ class _Compare:
         self.agreement: list[np.ndarray] = []
         self.relative_error: list[np.ndarray] = []
         self.max_abs_error = math.nan if reference is None else 0.0
+        self._sums: dict[str, _Sums] = {}
+
+    def fidelity(self) -> dict[str, Fidelity]:
+        return {name: sums.fidelity() for name, sums in self._sums.items()}
 
     def add(self, outputs: Arrays) -> None:
         if self._reference is None:
@@ -437,11 +477,37 @@ class _Compare:
         with np.errstate(invalid="ignore"):
             difference = np.nan_to_num(np.abs(value - flat), nan=0.0, posinf=0.0)
         self.max_abs_error = max(self.max_abs_error, float(difference.max(initial=0.0)))
+        finite = np.where(np.isfinite(flat), flat, 0.0)
+        agreement = _agreement(value.reshape(reference.shape), reference)
+        self._sums.setdefault(name, _Sums()).add(difference, finite, agreement)
         if name == self._output_name:
-            finite = np.where(np.isfinite(flat), flat, 0.0)
             norm = np.maximum(np.linalg.norm(finite, axis=1), 1e-12)
             self.relative_error.append(np.linalg.norm(difference, axis=1) / norm)
-            self.agreement.append(_agreement(value.reshape(reference.shape), reference))
+            self.agreement.append(agreement)
+
+
+class _Sums:
+    """What `Fidelity` is computed from, batch by batch."""
+
+    def __init__(self) -> None:
+        self._agreement: list[np.ndarray] = []
+        self._max = self._sum = self._noise = self._signal = 0.0
+        self._count = 0
+
+    def add(self, difference: np.ndarray, reference: np.ndarray, agreement: np.ndarray) -> None:
+        self._agreement.append(agreement)
+        self._max = max(self._max, float(difference.max(initial=0.0)))
+        self._sum += float(difference.sum())
+        self._noise += float(np.square(difference).sum())
+        self._signal += float(np.square(reference).sum())
+        self._count += difference.size
+
+    def fidelity(self) -> Fidelity:
+        sqnr = math.inf
+        if self._noise:
+            sqnr = 10 * math.log10(self._signal / self._noise) if self._signal else -math.inf
+        mean = self._sum / self._count if self._count else math.nan
+        return Fidelity(float(np.concatenate(self._agreement).mean()), self._max, mean, sqnr)
 
 
 def _agreement(value: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""The machine: CPU, cores, memory, load and versions. Reads files; starts nothing."""
+"""The machine: processor, memory, GPUs, limits, load and versions.
+
+It reads files, and asks nvidia-smi where there is one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import functools
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -47,25 +52,50 @@ def no_bfloat16() -> str | None:
     return "This CPU has no bfloat16 instructions (AVX512-BF16 or AMX), so it would only be slower."
 
 
-def num_cores() -> int:
-    """Cores that this process may use: affinity and container limit."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = affinity or 1
+def container_limits() -> dict[str, float]:
+    """What a container allows, as `cores` and `memory_bytes`; a limit that it lacks is missing."""
+    limits: dict[str, float] = {}
     quota = _read("/sys/fs/cgroup/cpu.max").split() or [
         _read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period")
     ]
     if len(quota) == 2 and all(value.isdigit() for value in quota):  # "max" and -1 are no limit
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
-    return cores
+        limits["cores"] = int(quota[0]) / int(quota[1])
+    memory = (
+        _read("/sys/fs/cgroup/memory.max") or _read("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    ).strip()
+    if memory.isdigit() and int(memory) < _physical_memory_bytes():
+        limits["memory_bytes"] = int(memory)
+    return limits
+
+
+def num_cores() -> int:
+    """Cores that this process may use: affinity and container limit."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = affinity or 1
+    return min(cores, max(1, int(container_limits().get("cores", cores))))
 
 
 def memory_bytes() -> int:
     """Memory that this process may use: the machine's, or the container's limit."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = (
-        _read("/sys/fs/cgroup/memory.max") or _read("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    ).strip()
-    return min(total, int(limit)) if limit.isdigit() else total
+    return int(container_limits().get("memory_bytes", _physical_memory_bytes()))
+
+
+def _physical_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@functools.cache
+def gpus() -> tuple[str, ...]:
+    """NVIDIA GPUs with their driver, as `nvidia-smi` names them; empty without one."""
+    if (program := shutil.which("nvidia-smi")) is None:
+        return ()
+    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        ended = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    lines = ended.stdout.splitlines() if ended.returncode == 0 else []
+    return tuple(line.replace(", ", ", driver ") for line in filter(None, map(str.strip, lines)))
 
 
 def resident_bytes(pid: int | str = "self") -> int:
@@ -86,6 +116,11 @@ def _status_bytes(pid: int | str, key: str) -> int:
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def load_average() -> float:
+    """Processes that ran or wanted to, on average over the last minute."""
+    return os.getloadavg()[0]
 
 
 def cpu_times() -> tuple[float, float]:
@@ -130,9 +165,11 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cpu_flags": sorted(flag for flag in cpu_flags() if flag.startswith(interesting)),
         "num_cores": num_cores(),
+        "container_limits": container_limits(),
         "memory_bytes": memory_bytes(),
+        "gpus": list(gpus()),
         "system": _system(),
         "frequency_governor": governor or None,
-        "load_average_1min": os.getloadavg()[0],
+        "load_average_1min": load_average(),
         "versions": versions(),
     }

@@ -157,6 +157,33 @@ def paired_proportion_bound(
     )
 
 
+def mcnemar(baseline_correct: np.ndarray, candidate_correct: np.ndarray) -> float:
+    """Returns the two-sided p-value of McNemar's test: do the two answer equally well?
+
+    It looks only at examples that one side gets right and the other wrong: were both equally good,
+    each would be lost or gained by the toss of a coin. The mid-p version, which keeps its level in
+    practice and is less timid than the exact one (McNemar 1947; Fagerland, Lydersen & Laake 2013,
+    "The McNemar test for binary matched-pairs data", BMC Medical Research Methodology 13:91).
+    Assumes independent examples. It says whether there is a difference; how large it may be is
+    what `paired_proportion_bound` says.
+
+    Args:
+        baseline_correct: 0 or 1 (or bool) for each example.
+        candidate_correct: the same examples in the same order.
+    """
+    baseline = _zeros_and_ones(baseline_correct, "baseline_correct")
+    candidate = _zeros_and_ones(candidate_correct, "candidate_correct")
+    _check_same_size(baseline, candidate, "baseline_correct", "candidate_correct")
+    num_lost, num_gained = int(np.sum(baseline & ~candidate)), int(np.sum(~baseline & candidate))
+    count, fewer = num_lost + num_gained, min(num_lost, num_gained)
+    if num_lost == num_gained:
+        return 1.0
+    k = np.arange(1, fewer + 1)
+    log_chances = np.cumsum(np.concatenate([[-count * math.log(2)], np.log((count - k + 1) / k)]))
+    chances = np.exp(log_chances)  # of 0 to `fewer` heads among `count` tosses
+    return float(min(1.0, 2 * chances.sum() - chances[-1]))
+
+
 def paired_mean_bound(
     differences: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:

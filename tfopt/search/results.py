@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt.compare.comparison import Comparison
+from tfopt.compare.text import plain
 from tfopt.measure import accuracy, environment, latency, statistics
 from tfopt.measure.accuracy import Evaluation
 from tfopt.search.budget import Budget
@@ -88,6 +89,18 @@ def _add_accuracy(
     mean = float(evaluation.agreement.mean()) if len(evaluation.agreement) else math.nan
     values["agreement"] = None if math.isnan(mean) else mean
     values["max_abs_error"] = evaluation.max_abs_error
+    values["fidelity"] = {
+        name: {key: plain(value) for key, value in dataclasses.asdict(found).items()}
+        for name, found in evaluation.fidelity.items()
+    }
+    before = accuracy.answers(_open_evaluation(run.evaluation_file(run.as_saved)))
+    after = accuracy.answers(evaluation)
+    if before is not None and after is not None:
+        values["mcnemar"] = {
+            "num_lost": int((before & ~after).sum()),
+            "num_gained": int((~before & after).sum()),
+            "p_value": statistics.mcnemar(before, after),
+        }
     drop = _accuracy_drop(run.evaluation_file(run.as_saved), run.evaluation_file(variant))
     values["accuracy_drop"] = drop.estimate
     values["accuracy_drop_high"] = drop.high if math.isfinite(drop.high) else None

@@ -63,6 +63,7 @@ class Search:
     ):
         self.folder, self.options, self.progress = folder, options, progress
         self.command = command
+        self._best_speedup = 0.0
         self._workers: list[Worker] = []
         # Keras and TensorFlow models need TensorFlow in both; the other formats may not.
         preload = ("tensorflow",) if is_tensorflow else ()
@@ -111,6 +112,7 @@ class Search:
             )
             raise
         finally:
+            self.progress.close()
             shutil.rmtree(self.folder / "data", ignore_errors=True)
         self.progress.say(f"Searched for {duration(time.monotonic() - begin)}.")
         return best, comparison
@@ -241,19 +243,24 @@ class Search:
 
     def _try(self, run: Run, variant: Variant) -> None:
         """Converts, evaluates and times one candidate."""
+        is_new = run.failure(variant) is None and run.ledger.get("measure", variant) is None
         self._convert(run, variant)
         self._measure(run, variant)
-        self._report(run, variant)
+        self._report(run, variant, is_new)
 
-    def _report(self, run: Run, variant: Variant) -> None:
+    def _report(self, run: Run, variant: Variant, is_new: bool = True) -> None:
         reason, timed = run.failure(variant), run.timed(variant)
         if timed is None:
-            self.progress.finish(f"{variant}: failed, {reason}")
+            self.progress.finish(f"{variant}: failed, {reason}", is_new=is_new)
             return
-        text = f"{variant}: {timed['median_ms']:.3g} ms, {timed['speedup']:.2f} × the baseline"
+        text = f"{timed['speedup']:.2f} × the baseline"
         if variant == run.baseline:
-            text = f"{variant}: {timed['median_ms']:.3g} ms, the baseline"
-        self.progress.finish(text)
+            text = "the baseline"
+        best = ""
+        if results.row(run, variant)["status"] == "ok" and timed["speedup"] > self._best_speedup:
+            self._best_speedup = timed["speedup"]
+            best = f"{variant}, {timed['speedup']:.2f} ×"
+        self.progress.finish(f"{variant}: {timed['median_ms']:.3g} ms, {text}", best, is_new)
 
     def _convert(self, run: Run, variant: Variant) -> None:
         """Converts a variant and what it starts from, unless that was done or failed."""
@@ -265,6 +272,7 @@ class Search:
         folder = run.artifact_folder(variant)
         parent = runtimes.get(variant.runtime).parent(variant)
         reason = None
+        self.progress.doing(f"converting {variant}")
         with self._clock() as clock:
             if not folder.exists():  # a kill can come between the folder and its line
                 try:
@@ -294,6 +302,7 @@ class Search:
             return
         values: dict[str, Any] = {"reason": None}
         cold_start: steps.ColdStart | None = None
+        self.progress.doing(f"measuring {variant}")
         with self._clock() as clock:
             try:
                 together = [variant]
@@ -360,6 +369,7 @@ class Search:
             each_s, block_s = FINAL_TIMES * each_s, FINAL_BLOCK_S
         # A round takes a block and as long before it of each.
         block_s = min(block_s, each_s / (2 * NUM_ROUNDS))
+        load_before = environment.load_average()
         timings = latency.time_interleaved(
             sessions,
             seed=run.seed,
@@ -371,6 +381,7 @@ class Search:
         path.parent.mkdir(exist_ok=True)
         value = {
             "environment": environment.describe(),
+            "load_average_1min_before": load_before,
             "batch_size": run.batch_size,
             "num_threads": run.num_threads,
             "timings": {key: timing.to_json() for key, timing in timings.items()},
