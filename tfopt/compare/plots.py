@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfopt.errors import InputError
 from tfopt.measure import statistics
 
@@ -92,7 +94,7 @@ def latency(
     for body in parts["bodies"]:  # type: ignore[attr-defined]
         body.set(facecolor=_COLORS[0], alpha=0.35)
     for place, times in zip(places, values, strict=True):
-        ax.plot(statistics.percentile(times, 50), place, "o", color=_COLORS[0], markersize=4)
+        ax.plot([float(np.median(times))], [place], "o", color=_COLORS[0], markersize=4)
         for q in (90, 99):
             if (found := statistics.percentile(times, q)) is not None:
                 ax.plot([found, found], [place - 0.25, place + 0.25], color="0.3", linewidth=1)

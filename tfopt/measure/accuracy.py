@@ -289,9 +289,9 @@ def accuracy_drop(baseline: Evaluation, candidate: Evaluation) -> statistics.Int
 def answers(evaluation: Evaluation) -> np.ndarray | None:
     """Right or wrong for each example, or None when the metric says something else."""
     scores = evaluation.scores
-    is_answer = evaluation.level == "example" and evaluation.higher_is_better
-    is_answer = is_answer and len(scores) and np.isin(scores, (0, 1)).all()
-    return scores.astype(bool) if is_answer else None
+    if evaluation.level != "example" or not evaluation.higher_is_better or not len(scores):
+        return None
+    return scores.astype(bool) if np.isin(scores, (0, 1)).all() else None
 
 
 def _boundless(lost: float) -> statistics.Interval:

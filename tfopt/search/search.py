@@ -31,7 +31,7 @@ from tfopt.search.run import Run
 from tfopt.source import Source
 from tfopt.variant import Variant
 
-NUM_FINALISTS = 4
+NUM_FINALISTS = 6
 NUM_QUICKEST = 2
 FINAL_MARGIN = 0.9  # a finalist could be this close to the leader
 FINAL_TIMES = 2  # as long as other timings, for each finalist
