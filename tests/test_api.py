@@ -86,6 +86,56 @@ def test_benchmark_times_artifacts_side_by_side(dense, tmp_path):
         tfopt.benchmark([tmp_path], examples)
 
 
+def test_benchmark_puts_artifacts_under_load(dense, tmp_path):
+    folder, examples = dense
+    comparison = tfopt.benchmark(
+        [folder / "float32@litert"], examples, num_threads=2, max_timing_s=0.2,
+        concurrency=[1, 2], arrival_rates_per_s=[200], load_batch_sizes=[1, 4], load_s=0.3,
+    )  # fmt: skip
+    loads = comparison.loads
+    assert len(loads) == 2 * 2 * 2
+    assert set(loads.variant) == {"float32@litert"}
+    closed = loads[loads.arrival_rate_per_s.isna()]
+    assert (loads.num_unanswered == 0).all()
+    assert (loads.median_ms > 0).all()
+    # Far more can be answered than arrives.
+    opened = loads[loads.arrival_rate_per_s == 200]
+    assert (opened.throughput_per_s / opened.batch_size).between(100, 400).all()
+    assert (closed.throughput_per_s / closed.batch_size > 400).all()
+    raw = comparison.details["loads"][0]["latencies_s"]
+    assert closed.median_ms.iloc[0] == pytest.approx(1e3 * np.median(raw), rel=0.01)
+    comparison.save_json(tmp_path / "results.json")
+    again = tfopt.Comparison.from_files([tmp_path / "results.json"])
+    assert again.loads.equals(loads)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"concurrency": [0]}, r"concurrency is \[0\].*at least 1"),
+        ({"concurrency": [1], "load_batch_sizes": [1.5]}, r"load_batch_sizes \[1.5\]"),
+        ({"arrival_rates_per_s": [5]}, "give concurrency"),
+        ({"max_timing_s": -1}, "max_timing_s is -1; expected 0 or more"),
+    ],
+)
+def test_benchmark_refuses(options, message, dense):
+    folder, examples = dense
+    with pytest.raises(tfopt.InputError, match=message):
+        tfopt.benchmark([folder / "float32@litert"], examples, **options)
+
+
+def test_two_runs_of_the_same_artifacts_show_no_regression(dense):
+    folder, examples = dense
+    artifacts = [folder / "float32@litert", folder / "int8@litert"]
+    before, after = (
+        tfopt.benchmark(artifacts, examples, num_threads=1, max_timing_s=1) for _ in range(2)
+    )
+    found = after.regressions(before, slower=0.5)
+    assert found.variant.tolist() == ["float32@litert", "int8@litert"]
+    assert "regression" not in set(found.verdict)
+    assert len(after.timings()) == 2
+
+
 def test_inspect_counts_parameters_as_keras_does(dense):
     folder, _ = dense
     found = tfopt.inspect(folder / "model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 import warnings
@@ -165,6 +166,10 @@ def benchmark(
     seed: int = 0,
     max_timing_s: float = latency.MAX_S,
     interval_width: float = latency.INTERVAL_WIDTH,
+    concurrency: Sequence[int] = (),
+    arrival_rates_per_s: Sequence[float] = (),
+    load_batch_sizes: Sequence[int] = (),
+    load_s: float = 3.0,
     import_modules: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> Comparison:
@@ -179,6 +184,12 @@ def benchmark(
       max_timing_s: seconds for each artifact after the first, however wide the interval is.
       interval_width: the timing ends when the 95 % interval of each speed-up is narrower than
         this share of it.
+      concurrency: also put each artifact under the load of so many requests at a time; see
+        `tfopt.measure.throughput`. The figures are in `Comparison.loads`.
+      arrival_rates_per_s: with these rates of requests (open loop), besides clients that ask
+        again as soon as they are answered (closed loop).
+      load_batch_sizes: examples in each request under load; by default `batch_size`.
+      load_s: seconds of each load.
       import_modules: modules that register TensorFlow custom ops.
       limits: on time and memory.
 
@@ -199,6 +210,13 @@ def benchmark(
             "The artifacts take different inputs, so that one data set cannot feed all."
         )
     num_threads = num_threads or environment.num_cores()
+    if not all(isinstance(n, int) and n > 0 for n in (*concurrency, *load_batch_sizes)):
+        raise InputError(
+            f"concurrency is {list(concurrency)} and load_batch_sizes {list(load_batch_sizes)}; "
+            "expected whole numbers of at least 1."
+        )
+    if arrival_rates_per_s and not concurrency:
+        raise InputError("Arrival rates need to know how many serve; give concurrency, too.")
     with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
         dataset = datasets.write(data, opened[0].signature, Path(name, "data"), seed=seed)
         try:
@@ -219,6 +237,27 @@ def benchmark(
                     max_s=max_timing_s * max(1, len(sessions) - 1),
                     interval_width=interval_width,
                 )
+            loads = []
+            for artifact in opened:
+                folder = artifact.folder.absolute()
+                with Worker(Path(name, "load.log"), limits, import_modules) as worker:
+                    for size, clients, rate in itertools.product(
+                        load_batch_sizes or (batch_size,), concurrency, (None, *arrival_rates_per_s)
+                    ):
+                        load = worker.call(
+                            "tfopt.search.steps:measure_load",
+                            folder,
+                            dataset,
+                            batch_size=size,
+                            concurrency=clients,
+                            arrival_rate_per_s=rate,
+                            seconds=load_s,
+                            num_threads=num_threads,
+                            seed=seed,
+                        )
+                        about = {"variant": str(artifact.variant), "artifact": str(artifact.folder)}
+                        times = [round(value, 7) for value in load.latencies_s]
+                        loads.append({**about, **load.summary(), "latencies_s": times})
         except ConversionError as error:
             raise ResultError(f"The artifacts could not be timed: {error}") from error
         description = dataset.describe()
@@ -248,6 +287,7 @@ def benchmark(
         "baseline_artifact": opened[0].identity(),
         "data": description,
         "environment": environment.describe(),
+        "loads": loads,
         "timings": {name: timing.to_json() for name, timing in timings.items()},
         "summary": f"Speed-ups are against {opened[0].variant}, interleaved in one run.",
     }

@@ -20,6 +20,7 @@ import example_models
 import numpy as np
 import reporting
 from absl import flags
+from repeated import Repeated
 
 import tfopt
 from tfopt.measure import latency, statistics
@@ -32,18 +33,6 @@ _OUTPUT = reporting.define_output()
 _CALLS = 20
 _RATIOS = (1.05, 1.2, 2.0)
 _HELD, _RIGHT = 0.93, 0.95
-
-
-class _Repeated:
-    """A session whose `run` calls another one so often."""
-
-    def __init__(self, session: tfopt.Session, count: int) -> None:
-        self._session, self._count = session, count
-
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        for _ in range(self._count):
-            outputs = self._session.run(inputs)
-        return outputs
 
 
 def main(_: list[str]) -> None:
@@ -63,7 +52,7 @@ def main(_: list[str]) -> None:
                 found = []
                 for seed in range(_RUNS.value):
                     sides = {
-                        str(count): latency.SessionTimer(_Repeated(session, count), batches)
+                        str(count): latency.SessionTimer(Repeated(session, count), batches)
                         for count in (round(_CALLS * ratio), _CALLS)
                     }
                     timings = latency.time_interleaved(sides, seed=seed, max_s=_MAX_TIMING_S.value)

@@ -344,6 +344,13 @@ def test_benchmark_output_that_cannot_be_written(refused, tmp_path):
     assert "file" in message
 
 
+def test_benchmark_with_a_list_that_holds_no_numbers(refused, tmp_path):
+    write_artifact(tmp_path / "a")
+    np.savez(tmp_path / "d.npz", x=np.zeros((1, 1), np.float32))
+    flags = ("--artifacts=a", "--data=d.npz", "--output=o.json", "--concurrency=1,two")
+    assert "--concurrency is 1,two; expected whole numbers" in refused("benchmark", *flags)
+
+
 def test_compare_of_nothing(refused):
     assert "results.json" in refused("compare")
 

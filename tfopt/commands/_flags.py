@@ -90,6 +90,21 @@ def require(values: flags.FlagValues, *names: str) -> None:
         raise InputError(f"Missing {', '.join(missing)}; tfopt COMMAND --help says what it takes.")
 
 
+def numbers(values: flags.FlagValues, name: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    """The numbers of a list flag.
+
+    Raises:
+      InputError: when one is none.
+    """
+    try:
+        return tuple(kind(text) for text in values[name].value)
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(
+            f"--{name} is {','.join(values[name].value)}; expected {what}, such as 1,2,4."
+        ) from error
+
+
 def source_options(values: flags.FlagValues) -> dict[str, Any]:
     """Keyword arguments of library functions that load a model."""
     return {

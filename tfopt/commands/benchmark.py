@@ -17,6 +17,22 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("artifacts", [], "Folders of artifacts.", flag_values=values)
     flags.DEFINE_string("data", None, "As tfopt optimize takes it.", flag_values=values)
     flags.DEFINE_string("output", None, "New .json file for the results.", flag_values=values)
+    flags.DEFINE_list(
+        "concurrency",
+        [],
+        "Also put each artifact under load: requests at a time, such as 1,2,4.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "arrival_rates",
+        [],
+        "Under load, also requests that arrive at random, so many a second (open loop).",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "load_batch_sizes", [], "Examples in each request under load.", flag_values=values
+    )
+    flags.DEFINE_float("load_s", 3.0, "Seconds of each load.", flag_values=values)
     flags.DEFINE_list("import_module", [], "Modules with custom ops.", flag_values=values)
 
 
@@ -42,10 +58,18 @@ def run(values: flags.FlagValues) -> int:
         seed=values.seed,
         max_timing_s=values.max_timing_s,
         interval_width=values.interval_width,
+        concurrency=_flags.numbers(values, "concurrency", int),
+        arrival_rates_per_s=_flags.numbers(values, "arrival_rates", float),
+        load_batch_sizes=_flags.numbers(values, "load_batch_sizes", int),
+        load_s=values.load_s,
         import_modules=tuple(values.import_module),
         limits=_flags.limits(values),
     )
     comparison.save_json(output)
     print(comparison.to_text())
+    if len(comparison.loads):
+        from tfopt.compare.text import table_to_text
+
+        print(f"\n{table_to_text(comparison.loads.drop(columns='artifact'))}")
     print(f"\n{comparison.summary} The results are in {output}.")
     return 0

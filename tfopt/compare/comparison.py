@@ -25,6 +25,10 @@ COLUMNS = (
     "throughput_per_s", "size_bytes", "compressed_bytes", "peak_memory_bytes", "accuracy",
     "accuracy_drop", "accuracy_drop_high", "agreement", "max_abs_error", "reason",
 )  # fmt: skip
+LOAD_COLUMNS = (
+    "variant", "artifact", "concurrency", "arrival_rate_per_s", "batch_size", "throughput_per_s",
+    "median_ms", "p90_ms", "p99_ms", "num_unanswered",
+)  # fmt: skip
 ORIGIN = ("file", "machine", "baseline")
 MEASURED = ("ok", "over_budget")
 
@@ -190,6 +194,25 @@ class Comparison:
           InputError: when the two cannot be compared.
         """
         return find_regressions(self, against, slower, absolute, mixed)
+
+    @property
+    def loads(self) -> pd.DataFrame:
+        """What `tfopt.benchmark` found under load, one row an artifact and load.
+
+        Columns: `variant, artifact, concurrency, arrival_rate_per_s` (missing for a closed loop),
+        `batch_size, throughput_per_s, median_ms, p90_ms, p99_ms, num_unanswered`. Latencies are
+        from when a request was due; percentiles are missing when requests were too few for them
+        or some were never answered.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {name: load.get(name) for name in LOAD_COLUMNS}
+                for load in self.details.get("loads", ())
+            ],
+            columns=list(LOAD_COLUMNS),
+        )
 
     @property
     def summary(self) -> str:

@@ -57,7 +57,7 @@ def table_to_text(table: pd.DataFrame, is_markdown: bool = False) -> str:
     """A DataFrame for a terminal or for GitHub; figures with four digits."""
     head = [name.replace("_", " ") for name in table.columns]
     lines = [
-        [figure(value, ".4g") if isinstance(value, float) else str(value) for value in row]
+        [figure(v, ".4g") if v is None or isinstance(v, float) else str(v) for v in row]
         for row in table.itertuples(index=False)
     ]
     num_left = len(list(itertools.takewhile(lambda dtype: dtype.kind not in "if", table.dtypes)))

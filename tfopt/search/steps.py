@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -14,7 +15,7 @@ from tfopt.artifact import Artifact, measure_files
 from tfopt.dataset import Dataset, calibration_batches, some_batches
 from tfopt.errors import ConversionError, InputError
 from tfopt.examples import Examples
-from tfopt.measure import accuracy, environment, latency
+from tfopt.measure import accuracy, environment, latency, throughput
 from tfopt.runtimes.base import Conversion, Session
 from tfopt.source import Source
 from tfopt.variant import Variant
@@ -165,6 +166,32 @@ def warm_up(folder: Path) -> list[float]:
 def time_block(folder: Path, count: int, settle_s: float) -> tuple[int, list[float]]:
     """See `latency.Timer`."""
     return _open[str(folder)].timer.block(count, settle_s)
+
+
+def measure_load(
+    folder: Path,
+    data: Dataset,
+    *,
+    batch_size: int,
+    concurrency: int,
+    arrival_rate_per_s: float | None,
+    seconds: float,
+    num_threads: int,
+    seed: int,
+) -> throughput.Load:
+    """Opens as many sessions as there are clients, or servers, and puts them under load.
+
+    The threads are shared out among them, at least one each; TensorFlow's serve the whole process.
+    """
+    artifact = Artifact.open(folder)
+    runtime = runtimes.get(artifact.variant.runtime)
+    each = num_threads if runtime.shares_threads else max(1, num_threads // concurrency)
+    batches = some_batches(data, artifact.signature, batch_size, NUM_TIMED_BATCHES)
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(runtimes.load(artifact, each)) for _ in range(concurrency)]
+        if arrival_rate_per_s is None:
+            return throughput.closed_loop(sessions, batches, seconds)
+        return throughput.open_loop(sessions, batches, arrival_rate_per_s, seconds, seed)
 
 
 def evaluate(

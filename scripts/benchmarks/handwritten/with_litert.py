@@ -1,14 +1,22 @@
 """By hand with LiteRT: the four documented ways of post-training conversion, on XNNPACK.
 
 python with_litert.py --model=SAVED_MODEL --data=FILE.npz --output_dir=DIR --num_threads=2
+
+TensorFlow is imported by what converts only: a process that serves has LiteRT alone. (With
+TensorFlow in the process, the same file was seen to run 3 to 9 % faster.)
 """
+
+from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _SIGNATURE = "serving_default"
 
@@ -19,6 +27,8 @@ def _float32(converter: tf.lite.TFLiteConverter, calibration: list[dict[str, np.
 
 def _float16(converter: tf.lite.TFLiteConverter, calibration: list[dict[str, np.ndarray]]) -> None:
     """Halves the file; XNNPACK computes in float32 where the CPU has no float16 arithmetic."""
+    import tensorflow as tf
+
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_types = [tf.float16]
 
@@ -27,6 +37,8 @@ def _dynamic_range(
     converter: tf.lite.TFLiteConverter, calibration: list[dict[str, np.ndarray]]
 ) -> None:
     """Weights in int8, activations quantized while the model runs."""
+    import tensorflow as tf
+
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
 
@@ -35,6 +47,8 @@ def _int8(converter: tf.lite.TFLiteConverter, calibration: list[dict[str, np.nda
 
     Operators without an int8 kernel stay in float32 ("integer with float fallback").
     """
+    import tensorflow as tf
+
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ((_SIGNATURE, x) for x in calibration)
 
@@ -43,6 +57,8 @@ def convert(
     saved_model: pathlib.Path, calibration: list[dict[str, np.ndarray]], folder: pathlib.Path
 ) -> list[str]:
     """Writes `<name>.tflite` for every way that works and returns the names."""
+    import tensorflow as tf
+
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for configure in (_float32, _float16, _dynamic_range, _int8):

@@ -6,7 +6,6 @@ python with_openvino.py --model=SAVED_MODEL --data=FILE.npz --output_dir=DIR --n
 import pathlib
 from collections.abc import Callable
 
-import nncf
 import numpy as np
 import openvino as ov
 
@@ -17,6 +16,8 @@ _NON_RELU = {"Elu", "Erf", "Gelu", "HSwish", "Mish", "PRelu", "Swish", "Selu"}
 
 def _quantize(model: ov.Model, calibration: list[dict[str, np.ndarray]]) -> ov.Model:
     """Quantizes with NNCF's defaults, except where its documentation says otherwise."""
+    import nncf  # a process that serves does not need it
+
     types = [op.get_type_name() for op in model.get_ops()]
     is_transformer = "ScaledDotProductAttention" in types or types.count("Softmax") > 1
     return nncf.quantize(
