@@ -18,9 +18,9 @@ import tempfile
 
 import example_models
 import numpy as np
+import repeated
 import reporting
 from absl import flags
-from repeated import Repeated
 
 import tfopt
 from tfopt.measure import latency, statistics
@@ -52,7 +52,7 @@ def main(_: list[str]) -> None:
                 found = []
                 for seed in range(_RUNS.value):
                     sides = {
-                        str(count): latency.SessionTimer(Repeated(session, count), batches)
+                        str(count): latency.SessionTimer(repeated.Repeated(session, count), batches)
                         for count in (round(_CALLS * ratio), _CALLS)
                     }
                     timings = latency.time_interleaved(sides, seed=seed, max_s=_MAX_TIMING_S.value)

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 
 import example_models
 import numpy as np
+import repeated
 import reporting
 from absl import flags
-from repeated import Repeated
 
 import tfopt
 from tfopt import commands
@@ -49,8 +49,8 @@ def _write(
     """Times the variant against the baseline and writes a result file."""
     baseline, candidate = sessions
     sides = {
-        "float32@litert": latency.SessionTimer(Repeated(baseline, _CALLS), batches),
-        "int8@litert": latency.SessionTimer(Repeated(candidate, num_calls), batches),
+        "float32@litert": latency.SessionTimer(repeated.Repeated(baseline, _CALLS), batches),
+        "int8@litert": latency.SessionTimer(repeated.Repeated(candidate, num_calls), batches),
     }
     timings = latency.time_interleaved(sides, seed=seed, max_s=_MAX_TIMING_S.value)
     rows = [

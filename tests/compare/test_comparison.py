@@ -360,6 +360,12 @@ class TestWide:
         assert wide[("a", 8)].tolist() == [0.5, 0.0625]
         assert wide.shape == (2, 3)
 
+    def test_files_tell_apart_what_nothing_else_does(self):
+        rows = [{**MEASURED, "file": name, "machine": "M", "baseline": "B"} for name in "ab"]
+        assert Comparison(tuple(rows)).wide().columns.tolist() == ["a", "b"]
+        rows[1]["batch_size"] = 8
+        assert Comparison(tuple(rows)).wide().columns.tolist() == [1, 8]
+
     def test_refuses_what_does_not_fit(self):
         with pytest.raises(InputError, match="int8@litert has several rows with the same model"):
             Comparison((CHOSEN, CHOSEN)).wide()

@@ -96,12 +96,13 @@ def numbers(values: flags.FlagValues, name: str, kind: type[int] | type[float]) 
     Raises:
       InputError: when one is none.
     """
+    texts = values[name].value or []
     try:
-        return tuple(kind(text) for text in values[name].value)
+        return tuple(kind(text) for text in texts)
     except ValueError as error:
         what = "whole numbers" if kind is int else "numbers"
         raise InputError(
-            f"--{name} is {','.join(values[name].value)}; expected {what}, such as 1,2,4."
+            f"--{name} is {','.join(texts)}; expected {what}, such as 1,2,4."
         ) from error
 
 

@@ -106,12 +106,14 @@ class Comparison:
         """
         _check_columns([column])
         table = self.table
-        keys = [
+        varying = [
             name
-            for name in ("model", "batch_size", "num_threads", *ORIGIN)
+            for name in ("model", "batch_size", "num_threads", "machine", "baseline")
             if name in table and table[name].nunique(dropna=False) > 1
         ]
-        keys = keys or ["model"]
+        keys = varying or ["model"]
+        if "file" in table and table.duplicated([*keys, "variant"]).any():
+            keys = [*varying, "file"]
         twice = table[table.duplicated([*keys, "variant"])]
         if len(twice):
             raise InputError(

@@ -59,8 +59,8 @@ def pareto(comparison: Comparison, ax: Axes | None = None) -> Axes:
             )  # fmt: skip
     front = comparison.pareto(("speedup", quality))
     ax.step(front.speedup, front[quality], where="post", color="0.6", linewidth=1, zorder=0)
-    _annotate(ax, front, "speedup", quality)
     _scale(ax, "x", table.speedup)
+    _annotate(ax, front, "speedup", quality)
     ax.set(xlabel=_LABELS["speedup"], ylabel=_LABELS.get(quality, quality))
     ax.set_title("Speed and quality; the line joins what nothing beats in both", fontsize="medium")
     ax.legend(fontsize="small")
@@ -70,7 +70,8 @@ def pareto(comparison: Comparison, ax: Axes | None = None) -> Axes:
 def latency(
     comparison: Comparison, variants: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """How the times of each variant are spread: every call that counts, as a violin.
+    """How the times of each variant are spread: every call that counts, as a violin of
+    the quickest 99 %.
 
     The dot is the median; the short lines are p90 and p99 where there were enough calls for them.
 
@@ -90,7 +91,9 @@ def latency(
     ax = _axes(ax, height=1 + 0.32 * len(chosen))
     values = [[value * 1e3 for value in timings[name].values_s] for name in chosen]
     places = range(len(chosen), 0, -1)
-    parts = ax.violinplot(values, places, orientation="horizontal", widths=0.8, showextrema=False)
+    # The last few calls would stretch the body over the whole axis.
+    bodies = [np.sort(times)[: max(2, round(0.99 * len(times)))] for times in values]
+    parts = ax.violinplot(bodies, places, orientation="horizontal", widths=0.8, showextrema=False)
     for body in parts["bodies"]:  # type: ignore[attr-defined]
         body.set(facecolor=_COLORS[0], alpha=0.35)
     for place, times in zip(places, values, strict=True):
@@ -121,9 +124,9 @@ def tradeoff(
     table = _measured(comparison, x, y)
     for style, name, group in _by_runtime(table):
         ax.plot(group[x], group[y], linestyle="none", label=name, **style)
-    _annotate(ax, table[table.chosen == True], x, y)  # noqa: E712 - None is neither
     _scale(ax, "x", table[x])
     _scale(ax, "y", table[y])
+    _annotate(ax, table[table.chosen == True], x, y)  # noqa: E712 - None is neither
     ax.set(xlabel=_LABELS.get(x, x), ylabel=_LABELS.get(y, y))
     ax.legend(fontsize="small")
     return ax
@@ -164,9 +167,11 @@ def _by_runtime(table: pd.DataFrame) -> list[tuple[dict[str, Any], str, pd.DataF
 
 def _annotate(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
     for row in table.to_dict("records"):
+        place = ax.transAxes.inverted().transform(ax.transData.transform((row[x], row[y])))
+        is_right = place[0] > 0.6
         ax.annotate(
-            row["variant"], (row[x], row[y]), xytext=(4, 5), textcoords="offset points",
-            fontsize="x-small",
+            row["variant"], (row[x], row[y]), xytext=(-6 if is_right else 6, 5),
+            textcoords="offset points", ha="right" if is_right else "left", fontsize="x-small",
         )  # fmt: skip
 
 
