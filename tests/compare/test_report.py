@@ -14,7 +14,7 @@ from tfopt.compare.comparison import Comparison
 NUM_COLUMNS = 13
 OVER = {
     **MEASURED,
-    "variant": "int8@onnxruntime",
+    "variant": "int8(per_channel=False)@onnxruntime",
     "status": "over_budget",
     "median_ms": 0.25,
     "speedup": 2.0,
@@ -164,7 +164,12 @@ class TestBrowser:
         assert page.find_element("id", "count").text == "4 of 4 variants"
 
     def test_a_click_on_a_head_sorts_and_another_turns_round(self, page):
-        order = ["int8@litert", "int8@onnxruntime", MEASURED["variant"], "int8@openvino"]
+        order = [
+            "int8@litert",
+            "int8(per_channel=False)@onnxruntime",
+            MEASURED["variant"],
+            "int8@openvino",
+        ]
         head(page, "median ms").find_element("tag name", "button").click()
         assert shown(page) == order
         assert head(page, "median ms").get_attribute("aria-sort") == "ascending"
@@ -192,6 +197,16 @@ class TestBrowser:
         assert "int8@openvino" not in shown(page)
         assert len(shown(page)) == 3
 
+    def test_points_have_the_colour_of_their_runtime(self, page):
+        def color(selector):
+            return page.find_element("css selector", selector).value_of_css_property("stroke")
+
+        points = {color(f".plot a[href='#row-{i}'] circle") for i in (0, 3)}  # 1 is the chosen one
+        assert len(points) == 2
+        legend = {color(f".plot g.r{i} > circle") for i in range(3)}
+        assert len(legend) == 3
+        assert points < legend
+
     def test_hover_shows_the_figures_of_a_point(self, page):
         from selenium.webdriver import ActionChains
 
@@ -210,9 +225,9 @@ class TestBrowser:
 
     def test_a_click_on_a_point_finds_a_hidden_row(self, page):
         page.find_element("css selector", "input[value=over_budget]").click()
-        assert "int8@onnxruntime" not in shown(page)
+        assert "int8(per_channel=False)@onnxruntime" not in shown(page)
         page.find_element("css selector", ".plot a[href='#row-3'] circle").click()
-        assert "int8@onnxruntime" in shown(page)
+        assert "int8(per_channel=False)@onnxruntime" in shown(page)
 
     def test_a_click_on_a_variant_leads_to_its_part(self, page):
         page.find_element("link text", "int8@openvino").click()

@@ -98,7 +98,7 @@ def _axes(
         f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
         "times as fast as the baseline</text>"
     )
-    lines.append(f'<text x="{LEFT - 8}" y="16" text-anchor="end">{quality}</text>')
+    lines.append(f'<text x="4" y="{TOP - 12}">{quality}</text>')
     return "\n".join(lines)
 
 
@@ -119,7 +119,7 @@ def _front(
 
 
 def _legend(colors: Mapping[str, str]) -> str:
-    found, left = [], LEFT + 40
+    found, left = [], LEFT
     for name, style in colors.items():
         found.append(
             f'<g class="{style}"><circle class="dot" cx="{left}" cy="12" r="5"/></g>'

@@ -34,7 +34,8 @@ class _Column(NamedTuple):
             return size(plain(value))
         if self.form:
             return figure(value, self.form)
-        return str(value or "").replace("_", " ") if self.name != "reason" else str(value or "")
+        text = str(value or "")
+        return text.replace("_", " ") if self.name in ("status", "verdict") else text
 
 
 _COLUMNS = (
