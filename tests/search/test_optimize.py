@@ -14,7 +14,10 @@ import pytest
 
 import tfopt
 from tests import goldens
+from tfopt import isolation
 from tfopt.compare.comparison import COLUMNS
+from tfopt.errors import ConversionError
+from tfopt.measure import latency
 from tfopt.search.ledger import read_lines
 
 VARIANTS = ("float32@litert", "int8@litert", "dynamic_range@onnxruntime")
@@ -268,6 +271,48 @@ def test_failures_are_rows_with_reasons(tmp_path):
     assert table.loc["float32@onnxruntime"].status == "ok"
     assert table.loc["float32@onnxruntime"].isna().accuracy, "there were no labels"
     assert table.loc["float32@onnxruntime"].agreement == 1.0
+
+
+def test_workers_that_grow_keep_their_sessions(conv, onnx_file, tmp_path, monkeypatch):
+    """The converter is replaced after every step; who holds a session is not."""
+    monkeypatch.setattr(isolation, "GROWTH_BYTES", 0)
+    result = tfopt.optimize(
+        onnx_file, conv / "data.npz", tfopt.Budget(max_accuracy_drop=1.0), tmp_path / "out",
+        variants=["float32@onnxruntime", "dynamic_range@onnxruntime"], **QUICK,
+    )  # fmt: skip
+    assert result.table.status.tolist() == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("broken", ["float32(xla=True)@tensorflow", "float32@tensorflow"])
+def test_unchanged_way_that_cannot_be_timed(broken, conv, tmp_path, monkeypatch):
+    """Another way of running the model is a row; without the model itself there is no search."""
+    time_interleaved = latency.time_interleaved
+
+    def fail(sessions, **options):
+        if broken in sessions:
+            raise ConversionError("The process ended.")
+        return time_interleaved(sessions, **options)
+
+    monkeypatch.setattr(latency, "time_interleaved", fail)
+
+    def search():
+        return tfopt.optimize(
+            conv / "model", conv / "data.npz", tfopt.Budget(max_accuracy_drop=1.0),
+            tmp_path / "out", variants=["float32@litert"], **QUICK,
+        )  # fmt: skip
+
+    if broken == "float32@tensorflow":
+        with pytest.raises(tfopt.ResultError, match=r"cannot be timed: The process ended\."):
+            search()
+        return
+    table = search().table.set_index("variant")
+    assert table.status.to_dict() == {
+        "float32@tensorflow": "ok",
+        "float32(frozen=True)@tensorflow": "ok",
+        broken: "failed",
+        "float32@litert": "ok",
+    }
+    assert "beside the other unchanged ways: The process ended." in table.reason[broken]
 
 
 def test_tflite_files_are_their_own_baseline(conv, tmp_path):

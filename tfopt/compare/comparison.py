@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from tfopt.compare import files, origin, report
 from tfopt.compare.regressions import find_regressions
-from tfopt.compare.text import align, figure, interval, plain, size, to_markdown
+from tfopt.compare.text import (
+    MEASURED,
+    align,
+    figure,
+    interval,
+    plain,
+    quality_of,
+    size,
+    to_markdown,
+)
 from tfopt.errors import InputError
 from tfopt.measure.latency import Timing
 
@@ -30,7 +39,6 @@ LOAD_COLUMNS = (
     "median_ms", "p90_ms", "p99_ms", "num_unanswered",
 )  # fmt: skip
 ORIGIN = ("file", "machine", "baseline")
-MEASURED = ("ok", "over_budget")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +150,8 @@ class Comparison:
         """
         _check_columns([*more, *less])
         table = self.table[self.table.status.isin(MEASURED)]
-        if table.accuracy.isna().all():
-            more = ["agreement" if name == "accuracy" else name for name in more]
+        quality = quality_of(self.rows)
+        more = [quality if name == "accuracy" else name for name in more]
         names = list(dict.fromkeys([*more, *less]))
         table = table.dropna(subset=names)
         costs = table[names].to_numpy(float) * [-1 if name in more else 1 for name in names]

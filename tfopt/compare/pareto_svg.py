@@ -7,13 +7,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tfopt.compare.text import figure, interval, plain
+from tfopt.compare.text import (
+    LOGARITHMIC_FROM,
+    MEASURED,
+    figure,
+    interval,
+    plain,
+    quality_of,
+)
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 44, 50
 NUM_COLORS = 6
-MEASURED = ("ok", "over_budget")
-MAX_RATIO_OF_LINEAR = 20
 TIP_WIDTH, TIP_LINE = 290, 17
 
 
@@ -22,9 +27,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
     Each point is a link to the row of the table (`#row-INDEX`).
     """
-    quality = "accuracy"
-    if all(plain(row.get("accuracy")) is None for row in rows):
-        quality = "agreement"
+    quality = quality_of(rows)
     points = [
         (index, row)
         for index, row in enumerate(rows)
@@ -58,7 +61,7 @@ def _scale(
 ) -> tuple[Callable[[float], float], list[float]]:
     """A function from values to pixels, and values to mark."""
     low, high = min(values), max(values)
-    if may_be_log and high / low > MAX_RATIO_OF_LINEAR:
+    if may_be_log and high / low > LOGARITHMIC_FROM:
         margin = (high / low) ** 0.05
         a, b = math.log(low / margin), math.log(high * margin)
         powers = range(math.floor(a / math.log(10)), math.ceil(b / math.log(10)) + 1)

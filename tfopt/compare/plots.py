@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfopt.compare.text import LOGARITHMIC_FROM, MEASURED, quality_of
 from tfopt.errors import InputError
 from tfopt.measure import statistics
 
@@ -29,7 +30,6 @@ _LABELS = {
     "throughput_per_s": "examples a second",
     "agreement": "agreement with the model as saved",
 }
-_MAX_RATIO_OF_LINEAR = 20
 
 
 def pareto(comparison: Comparison, ax: Axes | None = None) -> Axes:
@@ -42,10 +42,10 @@ def pareto(comparison: Comparison, ax: Axes | None = None) -> Axes:
       InputError: when no row has both figures, or matplotlib is missing.
     """
     ax = _axes(ax)
-    quality = "agreement" if comparison.table.accuracy.isna().all() else "accuracy"
+    quality = quality_of(comparison.rows)
     table = _measured(comparison, "speedup", quality)
     for style, name, group in _by_runtime(table):
-        for status, face in (("ok", style["color"]), ("over_budget", "none")):
+        for status, face in zip(MEASURED, (style["color"], "none"), strict=True):
             part = group[group.status == status]
             if part.empty:
                 continue
@@ -146,7 +146,7 @@ def _axes(ax: Axes | None, height: float = 5) -> Axes:
 
 def _measured(comparison: Comparison, *names: str) -> pd.DataFrame:
     table = comparison.table
-    table = table[table.status.isin(("ok", "over_budget"))].dropna(subset=list(names))
+    table = table[table.status.isin(MEASURED)].dropna(subset=list(names))
     if table.empty:
         raise InputError(f"No row has {' and '.join(names)}, so that there is nothing to plot.")
     return table
@@ -178,5 +178,5 @@ def _annotate(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
 def _scale(ax: Axes, axis: str, values: Any) -> None:
     """A logarithmic axis where values differ by more than a person sees on a linear one."""
     low, high = min(values), max(values)
-    if low > 0 and high / low > _MAX_RATIO_OF_LINEAR:
+    if low > 0 and high / low > LOGARITHMIC_FROM:
         ax.set(**{f"{axis}scale": "log"})

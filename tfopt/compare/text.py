@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MEASURED = ("ok", "over_budget")  # statuses of rows with figures
+LOGARITHMIC_FROM = 20  # the ratio of largest and smallest value that a linear axis hides
+
+
+def quality_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The figure that says how good answers are: `agreement` where nothing has an `accuracy`."""
+    return (
+        "accuracy" if any(plain(row.get("accuracy")) is not None for row in rows) else "agreement"
+    )
 
 
 def plain(value: Any) -> Any:

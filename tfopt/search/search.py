@@ -209,12 +209,13 @@ class Search:
           ResultError: when the model does not run as it was saved.
         """
         self.progress.start(len(run.plan.baselines) + len(run.plan.candidates))
+        is_new = run.ledger.get("pilot") is None
         for variant in run.plan.baselines:
             self._convert(run, variant)
             self._measure(run, variant)
             if variant == run.as_saved and (reason := run.failure(variant)):
                 raise ResultError(f"The model itself does not run on this data: {reason}")
-        if run.ledger.get("pilot") is None:
+        if is_new:
             with self._clock() as clock:
                 timings = self._pilot_timings(run)
                 baseline = min(timings, key=lambda name: timings[name].median_s)
@@ -224,7 +225,7 @@ class Search:
                 }
             run.ledger.add("pilot", baseline=baseline, rows=rows, **clock)
         for variant in run.plan.baselines:
-            self._report(run, variant)
+            self._report(run, variant, is_new)
         results.write(run)
 
     def _pilot_timings(self, run: Run) -> dict[str, latency.Timing]:
@@ -248,7 +249,7 @@ class Search:
         self._measure(run, variant)
         self._report(run, variant, is_new)
 
-    def _report(self, run: Run, variant: Variant, is_new: bool = True) -> None:
+    def _report(self, run: Run, variant: Variant, is_new: bool) -> None:
         reason, timed = run.failure(variant), run.timed(variant)
         if timed is None:
             self.progress.finish(f"{variant}: failed, {reason}", is_new=is_new)
