@@ -55,7 +55,9 @@ def main(_: list[str]) -> None:
                         str(count): latency.SessionTimer(repeated.Repeated(session, count), batches)
                         for count in (round(_CALLS * ratio), _CALLS)
                     }
-                    timings = latency.time_interleaved(sides, seed=seed, max_s=_MAX_TIMING_S.value)
+                    timings = latency.time_interleaved(
+                        sides, seed=seed, max_s=_MAX_TIMING_S.value, num_threads=1
+                    )
                     found.append(latency.speedup(*timings.values()))
                     if (seed + 1) % 10 == 0:
                         print(f"{ratio}: {seed + 1} of {_RUNS.value}", flush=True)

@@ -52,7 +52,7 @@ def _write(
         "float32@litert": latency.SessionTimer(repeated.Repeated(baseline, _CALLS), batches),
         "int8@litert": latency.SessionTimer(repeated.Repeated(candidate, num_calls), batches),
     }
-    timings = latency.time_interleaved(sides, seed=seed, max_s=_MAX_TIMING_S.value)
+    timings = latency.time_interleaved(sides, seed=seed, max_s=_MAX_TIMING_S.value, num_threads=1)
     rows = [
         {
             "model": "small", "variant": name, "status": "ok", "batch_size": 1, "num_threads": 1,

@@ -5,15 +5,15 @@ Target: of 200 comparisons, at most 16 are called different (a true 5 % test pas
 never sees a difference would pass, too. On each of LiteRT, ONNX Runtime and TensorFlow, with the
 other cores idle and with one of them loaded.
 
-A comparison is what `tfopt.benchmark` does for an artifact and a copy of it: two new processes
-that take turns (`tfopt.measure.latency.time_interleaved`). TensorFlow variants share a process in
-a search, so here they do, too, and the copy is loaded anew for each comparison. The model is a
-small convolutional network with random weights, or --model. Inference has one thread, so that a
-loaded core need not be shared. Each comparison is a line in --work_dir; a second run goes on there.
+A comparison is what `tfopt.benchmark` does for an artifact and a copy of it: a new process loads
+both, since they have the same runtime, and times them in turns. With TensorFlow, whose import
+takes seconds, the process stays and only the copy is loaded anew. The model is a small
+convolutional network with random weights, or --model. Inference has one thread, so that a loaded
+core need not be shared. Each comparison is a line in --work_dir; a second run goes on there.
 
     python scripts/benchmarks/same_model.py --work_dir=/tmp/same_model --output=same_model.json
 
-All of it takes about two hours; --comparisons=20 gives a first look.
+All of it takes about an hour and a half; --comparisons=20 gives a first look.
 """
 
 import contextlib
@@ -84,11 +84,13 @@ def _compare(
     """Times an artifact and its copy as `tfopt.benchmark` does."""
     log = artifact.parent / f"{runtime}.log"
     with contextlib.ExitStack() as stack:
-        sessions = {}
-        for folder in (artifact, copy):
-            worker = shared or stack.enter_context(Worker(log, keeps_state=True))
-            sessions[str(folder)] = RemoteSession(worker, folder, data, 1, 1)
-        timings = latency.time_interleaved(sessions, seed=seed, max_s=_MAX_TIMING_S.value)
+        worker = shared or stack.enter_context(Worker(log, keeps_state=True))
+        sessions = {
+            str(folder): RemoteSession(worker, folder, data, 1, 1) for folder in (artifact, copy)
+        }
+        timings = latency.time_interleaved(
+            sessions, seed=seed, max_s=_MAX_TIMING_S.value, num_threads=1
+        )
         if shared is not None:
             sessions[str(copy)].close()
     return latency.speedup(*timings.values())

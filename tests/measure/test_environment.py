@@ -66,6 +66,52 @@ class TestProcessor:
         assert later > total > 0
         assert later_steal >= steal
 
+    def test_work_shows_on_its_core(self):
+        core = environment.cores()[0]
+        before = environment.busy_times()
+        assert set(environment.cores()) <= set(before)
+        with environment.only_on([core]):
+            end = time.perf_counter() + 0.3
+            while time.perf_counter() < end:
+                pass
+        after = environment.busy_times()
+        assert after[core] - before[core] > 0.1 * os.sysconf("SC_CLK_TCK")
+
+
+@on_linux
+class TestOnlyOn:
+    def test_holds_for_all_threads_and_no_longer_than_asked(self):
+        code = """
+            import os, threading
+            from tfopt.measure import environment
+            done = threading.Event()
+            old = threading.Thread(target=done.wait)
+            old.start()
+            before = os.sched_getaffinity(0)
+            core = max(before)
+            os.sched_setaffinity(old.native_id, {core})  # as runtimes pin their threads
+            with environment.only_on([min(before)]):
+                new = threading.Thread(target=done.wait)
+                new.start()
+                ids = (0, old.native_id, new.native_id)
+                inside = [os.sched_getaffinity(thread) for thread in ids]
+            after = [os.sched_getaffinity(thread) for thread in ids]
+            done.set()
+            print(inside == [{min(before)}] * 3, after == [before, {core}, before])
+        """
+        assert run(code) == "True True"
+
+    def test_ends_with_an_error(self):
+        before = environment.cores()
+        with pytest.raises(ZeroDivisionError), environment.only_on(before[:1]):
+            assert environment.cores() == before[:1]
+            raise ZeroDivisionError
+        assert environment.cores() == before
+
+    def test_of_none_is_anywhere(self):
+        with environment.only_on(None):
+            assert environment.cores() == sorted(os.sched_getaffinity(0))
+
 
 @on_linux
 class TestMemory:

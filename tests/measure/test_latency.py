@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfopt.artifact import Artifact
-from tfopt.measure import latency
+from tfopt.measure import environment, latency
 from tfopt.measure.latency import Timing
 from tfopt.runtimes.base import Session
 from tfopt.signature import Signature, TensorSpec
@@ -190,8 +190,8 @@ class TestInterleaving:
             def warm_up(self):
                 return [9.0, self._seconds, self._seconds, self._seconds, self._seconds]
 
-            def block(self, count, settle_s):
-                assert settle_s == 0.004
+            def block(self, count, settle_s, cores):
+                assert (settle_s, cores) == (0.004, None)
                 return 5, [self._seconds] * count
 
         timings = latency.time_interleaved(
@@ -203,6 +203,49 @@ class TestInterleaving:
         assert timings["b"].blocks_s == [[0.001] * 4] * latency.MIN_BLOCKS
         ratio = latency.speedup(timings["a"], timings["b"])
         assert (ratio.estimate, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
+
+    @pytest.mark.parametrize("num_threads", [None, 1, 3, 4])
+    def test_all_use_the_same_cores_in_a_round(self, num_threads, monkeypatch):
+        """The least busy ones, where a model does not use all of them."""
+        busy = dict.fromkeys(range(4), 0.0)
+        monkeypatch.setattr(environment, "cores", lambda: list(range(4)))
+        monkeypatch.setattr(environment, "busy_times", busy.copy)
+        rounds = []
+
+        class Watching:
+            def warm_up(self):
+                return [0.001] * 4
+
+            def block(self, count, settle_s, cores):
+                rounds.append((count, settle_s, cores))
+                if len(rounds) % 2 == 0:
+                    busy[1] += 1  # somebody else's work
+                    busy[2] += 0.1
+                return 1, [0.001] * count
+
+        latency.time_interleaved(
+            {"a": Watching(), "b": Watching()}, max_s=0, block_s=0.04, num_threads=num_threads
+        )
+        assert rounds[::2] == rounds[1::2]
+        for count, settle_s, cores in rounds[2::2]:
+            if num_threads in (None, 4):
+                assert (count, settle_s, cores) == (40, 0.04, None)
+            else:
+                assert (count, settle_s) == (20, 0.01)
+                assert len(set(cores)) == num_threads
+                assert 1 not in cores
+                assert (2 in cores) == (num_threads == 3)
+        if num_threads == 1:  # 0 and 3 were equally busy
+            assert {cores[0] for _, _, cores in rounds[2:]} == {0, 3}
+
+    def test_a_model_runs_on_the_core_of_its_round(self):
+        core = environment.cores()[-1]
+        seen = []
+        session = WorkingSession("a", lambda: seen.append(environment.cores()), [])
+        before = environment.cores()
+        latency.SessionTimer(session, BATCHES).block(3, 0, [core])
+        assert seen == [[core]] * 4
+        assert environment.cores() == before
 
     def test_errors_of_a_session_come_through(self):
         def fail():

@@ -5,12 +5,14 @@ It reads files, and asks nvidia-smi where there is one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +70,38 @@ def container_limits() -> dict[str, float]:
     return limits
 
 
+def cores() -> list[int]:
+    """The numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def num_cores() -> int:
     """Cores that this process may use: affinity and container limit."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = affinity or 1
-    return min(cores, max(1, int(container_limits().get("cores", cores))))
+    count = len(cores())
+    return min(count, max(1, int(container_limits().get("cores", count))))
+
+
+@contextlib.contextmanager
+def only_on(cores: Collection[int] | None) -> Iterator[None]:
+    """Keeps every thread of this process on some cores; anywhere where None or not on Linux."""
+    tasks = Path("/proc/self/task")
+    if cores is None or not tasks.is_dir():
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    of_threads = {}
+    for thread in (int(task.name) for task in tasks.iterdir()):
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
+            of_threads[thread] = os.sched_getaffinity(thread)
+            os.sched_setaffinity(thread, cores)
+    try:
+        yield
+    finally:
+        for thread in (int(task.name) for task in tasks.iterdir()):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, of_threads.get(thread, before))
 
 
 def memory_bytes() -> int:
@@ -125,11 +154,25 @@ def load_average() -> float:
 
 def cpu_times() -> tuple[float, float]:
     """Processor time since boot, all of it and what a hypervisor gave to others; 0 if unknown."""
-    line = _read("/proc/stat").partition("\n")[0].split()
-    if len(line) < 9 or line[0] != "cpu":
-        return 0.0, 0.0
-    times = [float(value) for value in line[1:9]]
-    return sum(times), times[7]
+    times = _core_times().get("cpu", [0.0] * 8)
+    return sum(times), times[_STEAL]
+
+
+def busy_times() -> dict[int, float]:
+    """Processor time since boot that each core was not idle for; empty if unknown."""
+    return {
+        int(name[3:]): sum(times) - times[_IDLE] - times[_WAITING]
+        for name, times in _core_times().items()
+        if name != "cpu"
+    }
+
+
+_IDLE, _WAITING, _STEAL = 3, 4, 7  # columns of /proc/stat, see proc_stat(5)
+
+
+def _core_times() -> dict[str, list[float]]:
+    lines = [line.split() for line in _read("/proc/stat").splitlines() if line.startswith("cpu")]
+    return {line[0]: [float(value) for value in line[1:9]] for line in lines if len(line) > 8}
 
 
 def _read(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from tfopt.dataset import Dataset
@@ -40,9 +41,12 @@ class RemoteSession:
         """See `latency.Timer`."""
         return self._worker.call("tfopt.search.steps:warm_up", self._folder)
 
-    def block(self, count: int, settle_s: float) -> tuple[int, list[float]]:
+    def block(
+        self, count: int, settle_s: float, cores: Collection[int] | None
+    ) -> tuple[int, list[float]]:
         """See `latency.Timer`."""
-        return self._worker.call("tfopt.search.steps:time_block", self._folder, count, settle_s)
+        function = "tfopt.search.steps:time_block"
+        return self._worker.call(function, self._folder, count, settle_s, cores)
 
     def evaluate(
         self, metric: str, output_name: str, reference_folder: Path, evaluation_file: Path

@@ -377,6 +377,7 @@ class Search:
             max_s=each_s * max(1, len(sessions) - 1),
             interval_width=self.options.interval_width,
             block_s=block_s,
+            num_threads=run.num_threads,
         )
         path = run.timing_file(name)
         path.parent.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ import importlib
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from tfopt import runtimes
@@ -163,9 +164,11 @@ def warm_up(folder: Path) -> list[float]:
     return _open[str(folder)].timer.warm_up()
 
 
-def time_block(folder: Path, count: int, settle_s: float) -> tuple[int, list[float]]:
+def time_block(
+    folder: Path, count: int, settle_s: float, cores: Collection[int] | None
+) -> tuple[int, list[float]]:
     """See `latency.Timer`."""
-    return _open[str(folder)].timer.block(count, settle_s)
+    return _open[str(folder)].timer.block(count, settle_s, cores)
 
 
 def measure_load(
