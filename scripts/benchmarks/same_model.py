@@ -7,7 +7,7 @@ other cores idle and with one of them loaded.
 
 A comparison is what `tfopt.benchmark` does for an artifact and a copy of it: a new process loads
 both, since they have the same runtime, and times them in turns. With TensorFlow, whose import
-takes seconds, the process stays and only the copy is loaded anew. The model is a small
+takes seconds, the process stays and both are loaded anew. The model is a small
 convolutional network with random weights, or --model. Inference has one thread, so that a loaded
 core need not be shared. Each comparison is a line in --work_dir; a second run goes on there.
 
@@ -91,8 +91,8 @@ def _compare(
         timings = latency.time_interleaved(
             sessions, seed=seed, max_s=_MAX_TIMING_S.value, num_threads=1
         )
-        if shared is not None:
-            sessions[str(copy)].close()
+        for session in sessions.values():
+            session.close()
     return latency.speedup(*timings.values())
 
 

@@ -231,7 +231,7 @@ class TestInterleaving:
             if num_threads in (None, 4):
                 assert (count, settle_s, cores) == (40, 0.04, None)
             else:
-                assert (count, settle_s) == (20, 0.01)
+                assert (count, settle_s) == (10, 0.01)
                 assert len(set(cores)) == num_threads
                 assert 1 not in cores
                 assert (2 in cores) == (num_threads == 3)

@@ -32,7 +32,7 @@ MAX_BLOCK_CALLS = 200
 WINDOW = 4
 MIN_WARM_UP_S = 0.1
 MIN_BLOCKS = 10
-MAX_BLOCKS = 80
+MAX_BLOCKS = 120
 STABLE = 0.05
 MAX_WARM_UP_S = 20.0
 REST_STEP_S = 0.01  # the system adds up the time of running threads every 4 ms or so
@@ -196,15 +196,15 @@ def time_interleaved(
         this share of it.
       block_s: seconds of a block, about, and of the uncounted calls before it.
       num_threads: that the models compute with. If there are more cores, each round uses as many
-        of them, those that were least busy since the last one; blocks are half as long then and
-        the uncounted calls a quarter, since threads need not spread over the cores first.
+        of them, those that were least busy since the last one. Blocks and the uncounted calls
+        are a quarter as long then, since threads need not spread over the cores first.
 
     Returns:
       The raw times of each model.
     """
     picker, settle_s = _CorePicker(num_threads, seed), block_s
     if picker.is_choosing:
-        block_s, settle_s = block_s / 2, block_s / 4
+        block_s = settle_s = block_s / 4
     warm_up = {name: timer.warm_up() for name, timer in timers.items()}
     per_block = {
         name: max(1, min(MAX_BLOCK_CALLS, round(block_s / max(np.median(times[-WINDOW:]), 1e-7))))

@@ -8,7 +8,7 @@ import importlib
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tfopt import runtimes
@@ -24,6 +24,7 @@ from tfopt.variant import Variant
 EVALUATION_BATCH_SIZE = 32
 NUM_TIMED_BATCHES = 4
 NUM_MEMORY_RUNS = 2
+MAX_RELOAD_S = 0.04  # as long as a block
 
 
 def convert(
@@ -117,14 +118,58 @@ class ColdStart:
         return self.load_ms + self.first_run_ms
 
 
-@dataclasses.dataclass(frozen=True)
-class _Open:
-    session: Session
-    timer: latency.SessionTimer
-    cold_start: ColdStart
+class _Opened:
+    """An artifact that is open in this process, with the inputs that it is timed on."""
+
+    def __init__(self, folder: Path, data: Dataset, batch_size: int, num_threads: int):
+        self._artifact, self._num_threads = Artifact.open(folder), num_threads
+        importlib.import_module(runtimes.get(self._artifact.variant.runtime).library)
+        self._batches = some_batches(data, self._artifact.signature, batch_size, NUM_TIMED_BATCHES)
+        self._session: Session | None = None
+        load_s, first_run_s = self._load()
+        self._is_cheap = load_s + first_run_s < MAX_RELOAD_S
+        for _ in range(NUM_MEMORY_RUNS):
+            self.session.run(self._batches[0])
+        self.cold_start = ColdStart(
+            load_s * 1e3, first_run_s * 1e3, environment.peak_resident_bytes()
+        )
+
+    @property
+    def session(self) -> Session:
+        if self._session is None:
+            self._load()
+            assert self._session is not None
+        return self._session
+
+    def _load(self) -> tuple[float, float]:
+        """Loads the artifact; returns the seconds of that, and of the first run."""
+        times = [time.perf_counter()]
+        self._session = runtimes.load(self._artifact, self._num_threads)
+        times.append(time.perf_counter())
+        self._session.run(self._batches[0])
+        times.append(time.perf_counter())
+        return times[1] - times[0], times[2] - times[1]
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[latency.SessionTimer]:
+        """A timer; a model that loads quickly is closed after each turn.
+
+        Where a model lies in memory changes its speed by up to a percent for as long as it is
+        open. Opened one at a time, models of one process lie in the same places.
+        """
+        try:
+            yield latency.SessionTimer(self.session, self._batches)
+        finally:
+            if self._is_cheap:
+                self.close()
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
 
-_open: dict[str, _Open] = {}
+_open: dict[str, _Opened] = {}
 
 
 def open_session(folder: Path, data: Dataset, *, batch_size: int, num_threads: int) -> ColdStart:
@@ -134,41 +179,28 @@ def open_session(folder: Path, data: Dataset, *, batch_size: int, num_threads: i
     """
     name = str(folder)
     if name not in _open:
-        artifact = Artifact.open(folder)
-        importlib.import_module(runtimes.get(artifact.variant.runtime).library)
-        batches = some_batches(data, artifact.signature, batch_size, NUM_TIMED_BATCHES)
-        times = [time.perf_counter()]
-        session = runtimes.load(artifact, num_threads)
-        times.append(time.perf_counter())
-        session.run(batches[0])
-        times.append(time.perf_counter())
-        for _ in range(NUM_MEMORY_RUNS):
-            session.run(batches[0])
-        cold_start = ColdStart(
-            (times[1] - times[0]) * 1e3,
-            (times[2] - times[1]) * 1e3,
-            environment.peak_resident_bytes(),
-        )
-        _open[name] = _Open(session, latency.SessionTimer(session, batches), cold_start)
+        _open[name] = _Opened(folder, data, batch_size, num_threads)
     return _open[name].cold_start
 
 
 def close_session(folder: Path) -> None:
     """Closes a session, if it is open."""
     if (found := _open.pop(str(folder), None)) is not None:
-        found.session.close()
+        found.close()
 
 
 def warm_up(folder: Path) -> list[float]:
     """See `latency.Timer`."""
-    return _open[str(folder)].timer.warm_up()
+    with _open[str(folder)].turn() as timer:
+        return timer.warm_up()
 
 
 def time_block(
     folder: Path, count: int, settle_s: float, cores: Collection[int] | None
 ) -> tuple[int, list[float]]:
     """See `latency.Timer`."""
-    return _open[str(folder)].timer.block(count, settle_s, cores)
+    with _open[str(folder)].turn() as timer:
+        return timer.block(count, settle_s, cores)
 
 
 def measure_load(
