@@ -20,6 +20,7 @@ _HOMES = {
     "Budget": "tfopt.search.budget",
     "Comparison": "tfopt.compare.comparison",
     "ConversionError": "tfopt.errors",
+    "Diagnosis": "tfopt.measure.diagnosis",
     "InputError": "tfopt.errors",
     "OptimizeCallback": "tfopt.callback",
     "Result": "tfopt.search.optimize",
@@ -28,6 +29,7 @@ _HOMES = {
     "Variant": "tfopt.variant",
     "benchmark": "tfopt.api",
     "convert": "tfopt.api",
+    "diagnose": "tfopt.api",
     "inspect": "tfopt.inspection",
     "load": "tfopt.api",
     "optimize": "tfopt.search.optimize",
@@ -39,6 +41,7 @@ __all__ = [
     "Budget",
     "Comparison",
     "ConversionError",
+    "Diagnosis",
     "InputError",
     "OptimizeCallback",
     "Result",
@@ -47,6 +50,7 @@ __all__ = [
     "Variant",
     "benchmark",
     "convert",
+    "diagnose",
     "inspect",
     "load",
     "optimize",
@@ -55,12 +59,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from tfopt import runtimes
-    from tfopt.api import benchmark, convert, load
+    from tfopt.api import benchmark, convert, diagnose, load
     from tfopt.artifact import Artifact
     from tfopt.callback import OptimizeCallback
     from tfopt.compare.comparison import Comparison
     from tfopt.errors import ConversionError, InputError, ResultError
     from tfopt.inspection import inspect
+    from tfopt.measure.diagnosis import Diagnosis
     from tfopt.runtimes.base import Session
     from tfopt.search.budget import Budget
     from tfopt.search.optimize import Result, optimize

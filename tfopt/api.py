@@ -20,6 +20,7 @@ from tfopt.errors import ConversionError, InputError, ResultError
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.isolation import Limits, Worker
 from tfopt.measure import environment, latency
+from tfopt.measure.diagnosis import Diagnosis
 from tfopt.runtimes.base import Session
 from tfopt.search import results, steps
 from tfopt.search.remote import RemoteSession
@@ -155,6 +156,68 @@ def convert(
         raise ResultError(f"{variant} could not be made: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def diagnose(
+    artifact: str | Path,
+    data: Any,
+    reference: str | Path | None = None,
+    *,
+    batch_size: int = 1,
+    num_threads: int | None = None,
+    seed: int = 0,
+    import_modules: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> Diagnosis:
+    """Says what makes an artifact slow or inaccurate, in a child process.
+
+    Args:
+      artifact: folder that `tfopt.convert` or `tfopt.optimize` wrote.
+      data: gives the inputs; see `tfopt.dataset.write`.
+      reference: the float32 artifact of the same runtime; with it, activations that quantization
+        cuts off and channels that it kills are found.
+      batch_size: examples in each inference.
+      num_threads: of the runtime; None is every core that this process may use.
+      seed: of the choice of examples.
+      import_modules: modules that register TensorFlow custom ops.
+      limits: on time and memory.
+
+    Returns:
+      Sentences, and the layers with their times where the runtime has a profiler: ONNX Runtime,
+      OpenVINO and TensorFlow without XLA have one, LiteRT has none in Python.
+
+    Raises:
+      InputError: when a folder holds no artifact, the reference does not belong to it, or the
+        data does not fit.
+      ResultError: when the artifact does not run.
+    """
+    opened = Artifact.open(artifact)
+    folder = opened.folder.absolute()
+    other = None
+    if reference is not None:
+        before = Artifact.open(reference)
+        wanted = ("float32", opened.variant.runtime, opened.source_sha256)
+        if (before.variant.precision, before.variant.runtime, before.source_sha256) != wanted:
+            raise InputError(
+                f"The reference is {before.variant} of {before.source_sha256[:12]}; expected "
+                f"float32@{opened.variant.runtime} of {opened.source_sha256[:12]}, the model that "
+                f"{opened.variant} was made from."
+            )
+        other = before.folder.absolute()
+    with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
+        dataset = datasets.write(data, opened.signature, Path(name, "data"), seed=seed)
+        try:
+            with Worker(Path(name, "diagnose.log"), limits, import_modules) as worker:
+                return worker.call(
+                    "tfopt.search.steps:diagnose",
+                    folder,
+                    dataset,
+                    batch_size=batch_size,
+                    num_threads=num_threads or environment.num_cores(),
+                    reference_folder=other,
+                )
+        except ConversionError as error:
+            raise ResultError(f"{opened.variant} cannot be looked into: {error}") from error
 
 
 def benchmark(

@@ -392,6 +392,15 @@ def test_compare(call, tmp_path):
     assert out.startswith("| variant |")
 
 
+def test_compare_writes_for_tensorboard(call, refused, tmp_path):
+    write_results(tmp_path / "a.json")
+    status, out, err = call("compare", "a.json", "--tensorboard=logs")
+    assert status == 0, err
+    assert "runs are in logs, for tensorboard --logdir" in out
+    assert list((tmp_path / "logs").rglob("events*"))
+    assert "exists already" in refused("compare", "a.json", "--tensorboard=logs")
+
+
 def test_compare_of_two_machines(call, refused, tmp_path):
     write_results(tmp_path / "a.json")
     write_results(tmp_path / "b.json", cpu="B")

@@ -58,6 +58,18 @@ class TestPage:
             assert words in text
         assert "tfopt optimize" in page.texts
 
+    def test_shows_what_is_inside(self):
+        layer = {"name": "conv <1>", "op": "QLinearConv", "dtype": "int8", "time_ms": 0.25,
+                 "executor": "", "share": 0.75}  # fmt: skip
+        inside = {"diagnosis": ["1 of 6 layers <computes> in float32."], "layers": [layer]}
+        page = Page(report.to_html(Comparison(({**MEASURED, **inside}, CHOSEN))))
+        assert page.texts.count(inside["diagnosis"][0]) == 1
+        assert page.tags.count("details") == 1
+        for text in ("conv <1>", "QLinearConv", "int8", "0.25", "75%"):
+            assert text in page.texts
+        without = Page(report.to_html(Comparison(({**MEASURED, **inside, "layers": []},))))
+        assert "details" not in without.tags
+
     def test_plot_has_a_point_for_each_measured_variant(self):
         text = report.to_html(FOUR)
         assert re.findall(r'<a href="#(row-\d)" class="([^"]*)"', text) == [

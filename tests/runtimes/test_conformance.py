@@ -14,7 +14,7 @@ import pytest
 from tests import goldens
 from tfopt import dataset, runtimes, source
 from tfopt.errors import ConversionError
-from tfopt.measure import environment
+from tfopt.measure import diagnosis, environment
 from tfopt.search import steps
 from tfopt.variant import Variant
 
@@ -32,6 +32,19 @@ TOLERANCE = {
     "dynamic_range": 0.1,
     "int16x8": 0.35,  # like int8 it cuts off what calibration on few examples did not see
     "int8": 0.35,
+}
+
+
+# What layers of a variant compute in, where that is not the name of its precision.
+DTYPES = {
+    ("float16", "litert"): {"float32"},  # weights are widened at load
+    ("float16", "onnxruntime"): {"float16", "float32"},  # the CPU kernels cast
+    ("dynamic_range", "litert"): {"int8", "float32"},  # small weights stay float32
+    ("dynamic_range", "onnxruntime"): {"int8"},
+    ("int16x8", "litert"): {"int16"},
+    # OpenVINO leaves small products to float32.
+    ("int8", "openvino"): {"int8", "uint8", "float32"},
+    ("bfloat16", "openvino"): {"bfloat16", "float32"},
 }
 
 
@@ -198,6 +211,24 @@ def test_batch_sizes_and_repeats_agree(converted, name):
                 np.testing.assert_allclose(
                     single[key], first[key][:1], atol=0.02 * spread, err_msg=str(variant)
                 )
+
+
+@pytest.mark.parametrize("name", goldens.GOLDENS)
+def test_what_is_executed_can_be_seen(converted, name):
+    made = converted(name)
+    for variant, outcome in made.outcomes.items():
+        if isinstance(outcome, Exception):
+            continue
+        batches = dataset.some_batches(made.dataset, outcome.signature, BATCH_SIZE, 2)
+        reference = made.outcomes.get(Variant("float32", variant.runtime))
+        found = diagnosis.diagnose(outcome, batches, 1, reference)
+        if ("xla", True) in variant.options:
+            assert not found.layers, str(variant)
+            continue
+        assert all(layer.op for layer in found.layers), str(variant)
+        dtypes = {layer.dtype for layer in found.layers}
+        wanted = DTYPES.get((variant.precision, variant.runtime), {variant.precision})
+        assert dtypes & wanted, f"{variant} computes in {dtypes}"
 
 
 def test_grid_reaches_every_precision():

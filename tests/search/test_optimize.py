@@ -283,6 +283,39 @@ def test_workers_that_grow_keep_their_sessions(conv, onnx_file, tmp_path, monkey
     assert result.table.status.tolist() == ["ok", "ok"]
 
 
+def test_says_what_happens_inside(searched):
+    rows = {row["variant"]: row for row in searched.comparison.rows}
+    assert any("XNNPACK" in text for text in rows["int8@litert"]["diagnosis"])
+    found = rows["dynamic_range@onnxruntime"]
+    assert found["diagnosis"][0].startswith("Most of the time goes into")
+    assert sum(layer["share"] for layer in found["layers"]) <= 1 + 1e-9
+    assert "compute in float32" in " ".join(found["diagnosis"])
+    report = (searched.folder / "report.html").read_text()
+    assert report.count("<h4>Inside</h4>") >= 3
+
+
+def test_what_cannot_be_looked_into_is_measured_all_the_same(
+    onnx_file, conv, tmp_path, monkeypatch
+):
+    call = isolation.Worker.call
+
+    def fail(worker, function, *args, **kwargs):
+        if function.endswith(":diagnose"):
+            raise ConversionError("The profiler ended the process.")
+        return call(worker, function, *args, **kwargs)
+
+    monkeypatch.setattr(isolation.Worker, "call", fail)
+    result = tfopt.optimize(
+        onnx_file, conv / "data.npz", tfopt.Budget(max_accuracy_drop=1.0), tmp_path / "out",
+        variants=["dynamic_range@onnxruntime"], **QUICK,
+    )  # fmt: skip
+    assert result.table.status.tolist() == ["ok", "ok"]
+    for row in result.comparison.rows:
+        assert row["diagnosis"] == [
+            "What happens inside could not be seen: The profiler ended the process."
+        ]
+
+
 @pytest.mark.parametrize("broken", ["float32(xla=True)@tensorflow", "float32@tensorflow"])
 def test_unchanged_way_that_cannot_be_timed(broken, conv, tmp_path, monkeypatch):
     """Another way of running the model is a row; without the model itself there is no search."""

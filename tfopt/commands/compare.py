@@ -43,6 +43,9 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool("markdown", False, "Print tables for GitHub.", flag_values=values)
+    flags.DEFINE_string(
+        "tensorboard", None, "Log folder to write the results into, too.", flag_values=values
+    )
 
 
 def run(values: flags.FlagValues, files: Sequence[str] = ()) -> int:
@@ -55,7 +58,10 @@ def run(values: flags.FlagValues, files: Sequence[str] = ()) -> int:
     from tfopt.compare.text import table_to_text
 
     comparison = Comparison.from_files(files, values.mixed)
+    runs = comparison.to_tensorboard(values.tensorboard) if values.tensorboard else []
     print(comparison.to_markdown() if values.markdown else comparison.to_text())
+    if runs:
+        print(f"\n{len(runs)} runs are in {values.tensorboard}, for tensorboard --logdir.")
     if values.baseline is not None:
         table = comparison.relative_to(values.baseline)
         shown = table[table.ratio.notna()][["model", "variant", "median_ms", "ratio"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,10 @@ class Comparison:
 
         Results of several files also have the columns `file`, `machine` and `baseline`.
         """
+        return self._table.copy()
+
+    @functools.cached_property
+    def _table(self) -> pd.DataFrame:
         import pandas as pd
 
         names = [*COLUMNS, *(ORIGIN if any(ORIGIN[0] in row for row in self.rows) else ())]
@@ -278,6 +283,12 @@ class Comparison:
         with files.replacing(Path(path)) as file:
             csv.writer(file, lineterminator="\n").writerows([names, *cells])
 
+    def to_tensorboard(self, folder: str | Path) -> list[Path]:
+        """Writes runs for TensorBoard; see `tfopt.compare.tensorboard.write`."""
+        from tfopt.compare import tensorboard
+
+        return tensorboard.write(self, folder)
+
     # Text.
 
     def to_text(self) -> str:
@@ -346,8 +357,10 @@ class Comparison:
 
 
 def _read(path: Path) -> Comparison:
-    rows, details = files.read(path, COLUMNS)
-    return Comparison(rows, details, path if path.is_dir() else path.parent)
+    file = path / files.FILE_NAME if path.is_dir() else path
+    comparison = Comparison(*files.read(file), file.parent)
+    files.check(file, comparison.rows, comparison._table)
+    return comparison
 
 
 def _check_columns(names: Collection[str]) -> None:

@@ -184,7 +184,36 @@ def _article(index: int, row: Mapping[str, Any]) -> str:
 {figures}
 </dl>
 {f"<ul>{listed}</ul>" if listed else ""}
+{_diagnosis(row)}
 </article>"""
+
+
+def _diagnosis(row: Mapping[str, Any]) -> str:
+    """What was seen inside a variant."""
+    sentences = row.get("diagnosis") or ()
+    if not sentences:
+        return ""
+    listed = "".join(f"<li>{_escape(sentence)}</li>" for sentence in sentences)
+    lines = "\n".join(
+        f"<tr><td>{_escape(layer['name'])}</td><td>{_escape(layer['op'])}</td>"
+        f"<td>{_escape(layer['dtype'])}</td><td>{layer['time_ms']:.3g}</td>"
+        f"<td>{layer['share']:.0%}</td></tr>"
+        for layer in row.get("layers") or ()
+    )
+    heads = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in ("layer", "operation", "computes in", "ms", "share")
+    )
+    table = f"""<details>
+<summary>The slowest layers, by the runtime's profiler</summary>
+<div class="scroll"><table>
+<thead><tr>{heads}</tr></thead>
+<tbody>
+{lines}
+</tbody>
+</table></div>
+</details>"""
+    return f"<h4>Inside</h4>\n<ul>{listed}</ul>\n{table if lines else ''}"
 
 
 def _quality(row: Mapping[str, Any]) -> list[str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -116,6 +116,44 @@ def precision(
     return decorate
 
 
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One operation as a runtime executes it, after its own fusions.
+
+    Attributes:
+      name: in the runtime's graph.
+      op: what it does, as the runtime names it.
+      dtype: that it computes in; empty where the runtime does not say.
+      time_ms: in one inference; None where the runtime has no profiler.
+      executor: whose kernels compute it, where there are several.
+      is_fallback: whether those are not the ones that the runtime is fast with.
+    """
+
+    name: str
+    op: str
+    dtype: str
+    time_ms: float | None = None
+    executor: str = ""
+    is_fallback: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """What a tensor inside a model held for one batch.
+
+    Attributes:
+      name: of the tensor, the same in the float32 variant of the runtime.
+      values: float32, after quantization where it is quantized.
+      limits: lowest and highest value that its quantization has; None where it has none.
+      channel_axis: of a layer's channels; None where the tensor has no channels.
+    """
+
+    name: str
+    values: np.ndarray
+    limits: tuple[float, float] | None
+    channel_axis: int | None
+
+
 class Session(abc.ABC):
     """A loaded artifact that runs; a context manager.
 
@@ -144,7 +182,7 @@ class Session(abc.ABC):
     def close(self) -> None:
         """Releases the model; the session cannot run after this."""
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -211,6 +249,26 @@ class Runtime(abc.ABC):
           artifact: what to load.
           num_threads: threads inside the runtime; None leaves the runtime's own default.
         """
+
+    def layers(
+        self, artifact: Artifact, batches: Sequence[Arrays], num_threads: int | None
+    ) -> list[Layer]:
+        """What an artifact of this runtime executes, in order; empty when that cannot be seen.
+
+        Times are by the runtime's own profiler, which slows down what it measures.
+
+        Args:
+          artifact: what to look into.
+          batches: inputs of one shape; the first is run once more to begin with, uncounted.
+          num_threads: threads inside the runtime; None leaves the runtime's own default.
+        """
+        del artifact, batches, num_threads
+        return []
+
+    def activations(self, artifact: Artifact, batches: Iterable[Arrays]) -> Iterator[Activation]:
+        """What the tensors inside hold, batch by batch; nothing when that cannot be seen."""
+        del artifact, batches
+        return iter(())
 
     def read_signature(self, path: Path) -> Signature:
         """The signature of a model file in this runtime's own format.

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,21 @@ import numpy as np
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY, first_line
-from tfopt.runtimes.base import Arrays, Conversion, Runtime, Session, precision
+from tfopt.runtimes.base import (
+    Activation,
+    Arrays,
+    Conversion,
+    Layer,
+    Runtime,
+    Session,
+    precision,
+)
 from tfopt.signature import Signature, TensorSpec
 
 FILE = "model.tflite"
+XNNPACK, OWN_KERNELS = "XNNPACK", "LiteRT's own kernels"
+_ACTIVATION_DTYPES = ("float32", "int8", "int16")
+_OPS_WITH_CHANNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 
 
 class LiteRTSession(Session):
@@ -28,9 +39,9 @@ class LiteRTSession(Session):
     quantizes with the scale and zero point of the tensor, inside the timed region.
     """
 
-    def __init__(self, artifact: Artifact, num_threads: int | None):
+    def __init__(self, artifact: Artifact, num_threads: int | None, **options: Any):
         super().__init__(artifact)
-        self._interpreter = _open(artifact.folder / FILE, num_threads)
+        self._interpreter = _open(artifact.folder / FILE, num_threads, **options)
         inputs, outputs = _details(self._interpreter)
         self._inputs = [_Port(name, inputs[name]) for name in self.signature.input_names]
         self._outputs = [_Port(name, outputs[name]) for name in self.signature.output_names]
@@ -56,6 +67,18 @@ class LiteRTSession(Session):
         return {
             port.name: port.dequantize(interpreter.get_tensor(port.index)) for port in self._outputs
         }
+
+    def operations(self) -> list[dict[str, Any]]:
+        """The interpreter's description of each operation, those of delegates included."""
+        return self._interpreter._get_ops_details()
+
+    def tensors(self) -> dict[int, dict[str, Any]]:
+        """The interpreter's description of each tensor, by its index."""
+        return {item["index"]: item for item in self._interpreter.get_tensor_details()}
+
+    def tensor(self, index: int) -> np.ndarray:
+        """What a tensor holds since the last run."""
+        return self._interpreter.get_tensor(index)
 
     def close(self) -> None:  # noqa: D102
         del self._interpreter
@@ -99,6 +122,59 @@ class LiteRT(Runtime):
 
     def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
         return LiteRTSession(artifact, num_threads)
+
+    def layers(  # noqa: D102
+        self, artifact: Artifact, batches: Sequence[Arrays], num_threads: int | None
+    ) -> list[Layer]:
+        # Python has no access to LiteRT's profiler, so there are no times.
+        with LiteRTSession(artifact, num_threads) as session:
+            session.run(batches[0])
+            operations = session.operations()
+        delegated = _delegated(operations)
+        return [
+            Layer(
+                name=f"{op['op_name']} {op['index']}",
+                op=op["op_name"],
+                dtype=_dtype(op),
+                executor=XNNPACK if op["index"] in delegated else OWN_KERNELS,
+                is_fallback=op["index"] not in delegated,
+            )
+            for op in operations
+            if op["op_name"] != "DELEGATE" and not _widens_weights(op)
+        ]
+
+    def activations(  # noqa: D102
+        self, artifact: Artifact, batches: Iterable[Arrays]
+    ) -> Iterator[Activation]:
+        from ai_edge_litert.interpreter import OpResolverType
+
+        with LiteRTSession(
+            artifact,
+            None,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            experimental_preserve_all_tensors=True,
+        ) as session:
+            tensors = session.tensors()
+            inside = [
+                (op["op_name"], tensors[op["outputs"][0]])
+                for op in session.operations()
+                if len(op["outputs"]) == 1 and op["op_name"] not in ("QUANTIZE", "DEQUANTIZE")
+            ]
+            for batch in batches:
+                session.run(batch)
+                for op_name, tensor in inside:
+                    if (dtype := np.dtype(tensor["dtype"])).name not in _ACTIVATION_DTYPES:
+                        continue
+                    values, limits = session.tensor(tensor["index"]), None
+                    scale, zero_point = tensor["quantization"]
+                    if dtype.kind == "i":
+                        if not scale:
+                            continue
+                        ends = np.iinfo(dtype).min - zero_point, np.iinfo(dtype).max - zero_point
+                        limits = float(ends[0] * scale), float(ends[1] * scale)
+                        values = (values.astype(np.float32) - zero_point) * np.float32(scale)
+                    axis = -1 if op_name in _OPS_WITH_CHANNELS else None
+                    yield Activation(tensor["name"], values, limits, axis)
 
     def read_signature(self, path: Path) -> Signature:  # noqa: D102
         try:
@@ -269,10 +345,47 @@ def _run_converter(folder: Path, configure: Callable[[Any], None]) -> bytes:
         raise ConversionError(f"The LiteRT converter refused: {reason[:300]}") from error
 
 
-def _open(path: Path, num_threads: int | None) -> Any:
+def _open(path: Path, num_threads: int | None, **options: Any) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
-    return Interpreter(model_path=str(path), num_threads=num_threads)
+    return Interpreter(model_path=str(path), num_threads=num_threads, **options)
+
+
+def _delegated(operations: list[dict[str, Any]]) -> set[int]:
+    """Indices of the operations that a delegate has taken over.
+
+    The interpreter lists them still; what a delegate computes lies between its inputs and outputs.
+    """
+    producers = {
+        tensor: op for op in operations if op["op_name"] != "DELEGATE" for tensor in op["outputs"]
+    }
+    found: set[int] = set()
+    for delegate in operations:
+        if delegate["op_name"] != "DELEGATE":
+            continue
+        given, wanted = set(delegate["inputs"]), list(delegate["outputs"])
+        while wanted:
+            tensor = wanted.pop()
+            op = producers.get(tensor)
+            if tensor not in given and op is not None and op["index"] not in found:
+                found.add(op["index"])
+                wanted += list(op["inputs"])
+    return found
+
+
+def _dtype(op: dict[str, Any]) -> str:
+    """What an operation computes in."""
+    if not op["result_types"]:
+        return ""
+    result = np.dtype(op["result_types"][0]).name
+    # With int8 weights and float32 activations, activations are quantized for the product.
+    is_hybrid = result == "float32" and np.int8 in op["operand_types"]
+    return "int8" if is_hybrid and op["op_name"] != "DEQUANTIZE" else result
+
+
+def _widens_weights(op: dict[str, Any]) -> bool:
+    """Whether an operation is done once, when the model is loaded."""
+    return op["op_name"] == "DEQUANTIZE" and op["operand_types"][:1] == [np.float16]
 
 
 def _details(interpreter: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

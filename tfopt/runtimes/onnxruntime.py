@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import itertools
-import logging
+import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
-from tfopt.graph import FrozenGraph, first_line
+from tfopt.graph import first_line
 from tfopt.logs import only_errors
-from tfopt.runtimes.base import Arrays, Conversion, Runtime, Session, precision
+from tfopt.onnx import tensors as onnx_tensors
+from tfopt.onnx.export import to_onnx
+from tfopt.runtimes.base import (
+    Activation,
+    Arrays,
+    Conversion,
+    Layer,
+    Runtime,
+    Session,
+    precision,
+)
 from tfopt.signature import Signature, TensorSpec
 
 FILE = "model.onnx"
-OPSET = 18  # the highest that tf2onnx writes
 CALIBRATION_CHUNK = 16  # batches whose activations the histogram calibrators hold at a time
 FLOAT16_REASON = (
     "CPUs compute float16 by casting to float32 and back, so it would only be slower; ask for it "
@@ -31,11 +38,16 @@ FLOAT16_REASON = (
 class OnnxRuntimeSession(Session):
     """An `onnxruntime.InferenceSession` with all graph optimizations on."""
 
-    def __init__(self, artifact: Artifact, num_threads: int | None):
+    def __init__(
+        self, artifact: Artifact, num_threads: int | None, profile_prefix: str | None = None
+    ):
         super().__init__(artifact)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -54,6 +66,10 @@ class OnnxRuntimeSession(Session):
             raise
         return dict(zip(self._names, outputs, strict=True))
 
+    def end_profiling(self) -> list[dict[str, Any]]:
+        """The events of all runs since the session was opened."""
+        return json.loads(Path(self._session.end_profiling()).read_text())
+
     def close(self) -> None:  # noqa: D102
         del self._session
 
@@ -70,6 +86,59 @@ class OnnxRuntime(Runtime):
 
     def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
         return OnnxRuntimeSession(artifact, num_threads)
+
+    def layers(  # noqa: D102
+        self, artifact: Artifact, batches: Sequence[Arrays], num_threads: int | None
+    ) -> list[Layer]:
+        with (
+            tempfile.TemporaryDirectory() as name,
+            OnnxRuntimeSession(artifact, num_threads, str(Path(name, "profile"))) as session,
+        ):
+            for batch in (batches[0], *batches):
+                session.run(batch)
+            events = session.end_profiling()
+        begin = min(e["ts"] + e["dur"] for e in events if e["name"] == "model_run")
+        nodes: dict[str, list[dict[str, Any]]] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["ts"] >= begin and "op_name" in event["args"]:
+                nodes.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event)
+        return [
+            Layer(
+                name=name,
+                op=found[0]["args"]["op_name"],
+                dtype=_dtype(found[0]["args"]),
+                time_ms=sum(event["dur"] for event in found) / len(batches) / 1e3,
+                executor=found[0]["args"].get("provider", ""),
+            )
+            for name, found in nodes.items()
+        ]
+
+    def activations(  # noqa: D102
+        self, artifact: Artifact, batches: Iterable[Arrays]
+    ) -> Iterator[Activation]:
+        import onnx
+        import onnxruntime
+
+        model = onnx.shape_inference.infer_shapes(onnx.load(artifact.folder / FILE))
+        tensors = onnx_tensors.floats_inside(model)
+        del model.graph.output[:]
+        model.graph.output.extend(
+            onnx.helper.make_tensor_value_info(tensor.shown, onnx.TensorProto.FLOAT, None)
+            for tensor in tensors
+        )
+        if not tensors:
+            return
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        with tempfile.TemporaryDirectory() as name:  # beyond 2 GB there is no SerializeToString
+            file = Path(name, FILE)
+            onnx.save_model(model, file)
+            session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
+        for batch in batches:
+            for tensor, values in zip(tensors, session.run(None, batch), strict=True):
+                yield Activation(tensor.name, values, tensor.limits, tensor.channel_axis)
 
     def read_signature(self, path: Path) -> Signature:  # noqa: D102
         model = _read(path)
@@ -192,84 +261,15 @@ class OnnxRuntime(Runtime):
         _check(conversion.folder / FILE)
 
 
-def to_onnx(graph: FrozenGraph) -> Any:
-    """Converts a frozen graph to an ONNX model whose inputs and outputs bear signature names.
-
-    Raises:
-      ConversionError: names the operators that ONNX does not have.
-    """
-    from tf2onnx import convert
-
-    unsupported = _Collect(logging.getLogger("tf2onnx.tfonnx"))
-    try:
-        with unsupported:
-            model, _ = convert.from_graph_def(
-                graph.graph_def,
-                input_names=list(graph.input_tensors),
-                output_names=list(graph.output_tensors),
-                opset=OPSET,
-                custom_op_handlers={"Erfc": (_convert_erfc, [])},
-            )
-    except Exception as error:  # tf2onnx raises whatever its handlers raise
-        reason = unsupported.message or first_line(error)
-        raise ConversionError(f"tf2onnx cannot convert this model: {reason}") from error
-    if unsupported.message:
-        raise ConversionError(f"tf2onnx cannot convert this model: {unsupported.message}")
-    renamed = dict(zip(graph.input_tensors, graph.signature.input_names, strict=True))
-    renamed.update(zip(graph.output_tensors, graph.signature.output_names, strict=True))
-    _rename_tensors(model.graph, renamed)
-    return model
-
-
-def _convert_erfc(context: Any, node: Any, name: str, args: Any) -> None:
-    """Erfc(x) = 1 - Erf(x); ONNX has Erf only.
-
-    TensorFlow writes exact gelu as 0.5 x Erfc(-x / √2). Since Erf is odd this is
-    0.5 x (1 + Erf(x / √2)), and spelled like that ONNX Runtime fuses it into one Gelu kernel.
-    """
-    dtype = np.dtype(
-        {1: np.float32, 10: np.float16, 11: np.float64}[context.get_dtype(node.output[0])]
-    )
-    shapes, dtypes, outputs = node.output_shapes, node.output_dtypes, node.output
-    one = context.make_const(f"{name}_one", np.array(1, dtype))
-    inner = _negated_half_root(node)
-    if inner is not None:
-        root = context.make_const(f"{name}_root", np.array(np.sqrt(2), dtype))
-        argument = context.make_node("Div", [inner, root.output[0]]).output[0]
-        operation, left_is_one = "Add", False
-    else:
-        argument, operation, left_is_one = node.input[0], "Sub", True
-    erf = context.make_node("Erf", [argument]).output[0]
-    context.remove_node(node.name)
-    operands = [one.output[0], erf] if left_is_one else [erf, one.output[0]]
-    context.make_node(
-        operation, operands, outputs=outputs, name=node.name, shapes=shapes, dtypes=dtypes
-    )
-
-
-def _negated_half_root(node: Any) -> str | None:
-    """The tensor x when the node's input is -x times √½, else None."""
-    product = node.inputs[0]
-    if product.type != "Mul":
-        return None
-    for factor, other in (product.inputs, reversed(product.inputs)):
-        is_half_root = factor.is_const() and np.allclose(
-            factor.get_tensor_value(as_list=False), np.sqrt(0.5), atol=1e-3
-        )
-        if is_half_root and other.type == "Neg":
-            return other.input[0]
-    return None
-
-
-def _rename_tensors(graph: Any, names: dict[str, str]) -> None:
-    for value in itertools.chain(graph.input, graph.output, graph.value_info, graph.initializer):
-        value.name = names.get(value.name, value.name)
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename_tensors(attribute.g, names)
+def _dtype(event: dict[str, Any]) -> str:
+    """What a profiled node computes in."""
+    if any(part in event["op_name"] for part in ("QLinear", "QGemm", "QAttention", "Integer")):
+        return "int8"  # and uint8 activations
+    if event["op_name"] == "DynamicQuantizeMatMul":
+        return "int8"  # from float32 to float32
+    types = [name for item in event.get("output_type_shape", ()) for name in item]
+    known = {"float": "float32", "double": "float64"}
+    return known.get(types[0], types[0]) if types else ""
 
 
 def _save(model: Any, file: Path) -> None:
@@ -388,25 +388,6 @@ def _specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
         )
         specs.append(TensorSpec(value.name, shape, dtype))
     return tuple(sorted(specs, key=lambda spec: spec.name))
-
-
-class _Collect(logging.Handler):
-    """Keeps tf2onnx's last error about unsupported operators; it logs instead of raising."""
-
-    def __init__(self, logger: logging.Logger):
-        super().__init__(logging.ERROR)
-        self.message = ""
-        self._logger = logger
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.message = record.getMessage()
-
-    def __enter__(self) -> _Collect:
-        self._logger.addHandler(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._logger.removeHandler(self)
 
 
 RUNTIME = OnnxRuntime()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError
 from tfopt.graph import SIGNATURE_KEY, first_line
 from tfopt.measure import environment
-from tfopt.runtimes.base import Arrays, Conversion, Runtime, Session, precision
+from tfopt.runtimes.base import (
+    Activation,
+    Arrays,
+    Conversion,
+    Layer,
+    Runtime,
+    Session,
+    precision,
+)
 from tfopt.variant import Variant
 
 FILE = "model.xml"
@@ -27,11 +36,12 @@ class OpenVinoSession(Session):
     compiled for each of the first input shapes that come, and with dynamic shapes for the rest.
     """
 
-    def __init__(self, artifact: Artifact, num_threads: int | None):
+    def __init__(self, artifact: Artifact, num_threads: int | None, is_profiled: bool = False):
         super().__init__(artifact)
         import openvino
 
         self._config: dict[str, Any] = {
+            "PERF_COUNT": is_profiled,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if _is_bfloat16(artifact.variant) else "f32",
         }
@@ -52,6 +62,11 @@ class OpenVinoSession(Session):
             self.check_inputs(inputs, error)
             raise
         return dict(zip(self._names, results.values(), strict=True))
+
+    def profiling_info(self, inputs: Arrays) -> list[Any]:
+        """What OpenVINO's profiler says of one run with these inputs."""
+        self.run(inputs)
+        return self._requests[tuple([value.shape for value in inputs.values()])].profiling_info
 
     def close(self) -> None:  # noqa: D102
         del self._requests, self._dynamic, self._model
@@ -85,6 +100,40 @@ class OpenVino(Runtime):
 
     def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
         return OpenVinoSession(artifact, num_threads)
+
+    def layers(  # noqa: D102
+        self, artifact: Artifact, batches: Sequence[Arrays], num_threads: int | None
+    ) -> list[Layer]:
+        with OpenVinoSession(artifact, num_threads, is_profiled=True) as session:
+            session.run(batches[0])
+            runs = [session.profiling_info(batch) for batch in batches]
+        return [
+            Layer(
+                name=infos[0].node_name,
+                op=_op(infos[0]),
+                dtype=_dtype(infos[0].exec_type),
+                time_ms=sum(info.real_time.total_seconds() for info in infos) / len(runs) * 1e3,
+            )
+            for infos in zip(*runs, strict=True)
+            if infos[0].status.name == "EXECUTED"
+        ]
+
+    def activations(  # noqa: D102
+        self, artifact: Artifact, batches: Iterable[Arrays]
+    ) -> Iterator[Activation]:
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(artifact.folder / FILE)
+        tensors = _tensors_inside(model)
+        num_outputs = len(model.outputs)
+        model.add_outputs([port for port, *_ in tensors])
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        request = compiled.create_infer_request()
+        for batch in batches:
+            request.infer(batch)
+            for index, (_, name, limits, axis) in enumerate(tensors, num_outputs):
+                yield Activation(name, request.get_output_tensor(index).data, limits, axis)
 
     def parent(self, variant: Variant) -> Variant | None:  # noqa: D102
         if variant.precision == "int8" and variant.options:
@@ -153,6 +202,67 @@ class OpenVino(Runtime):
             raise ConversionError("NNCF quantized no layer of this model.")
         conversion.notes.append(f"{count} tensors are quantized.")
         _save(conversion, quantized)
+
+
+def _op(info: Any) -> str:
+    """What a node does; quantization of an activation is compiled into a fused subgraph."""
+    is_quantization = info.node_type == "Subgraph" and "/fq_" in info.node_name
+    return "FakeQuantize" if is_quantization else info.node_type
+
+
+def _dtype(exec_type: str) -> str:
+    """What a kernel such as `brgconv_avx512_I8` computes in."""
+    dtype = exec_type.rpartition("_")[2].lower()
+    known = {"f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16",
+             "bf16": "bfloat16", "i8": "int8", "u8": "uint8"}  # fmt: skip
+    return known.get(dtype, "")
+
+
+_Tensor = tuple[Any, str, tuple[float, float] | None, int | None]  # port, name, limits, axis
+
+
+def _tensors_inside(model: Any) -> list[_Tensor]:
+    """Quantized activations under the name of what is quantized, or every float32 tensor."""
+    operations = model.get_ordered_ops()
+    quantized: list[_Tensor] = []
+    others: list[_Tensor] = []
+    for op in operations:
+        kind = op.get_type_name()
+        if kind == "FakeQuantize":
+            node, *ends = (op.input_value(index).get_node() for index in (0, 1, 2))
+            if node.get_type_name() in ("Constant", "Convert"):  # weights
+                continue
+            if not all(end.get_type_name() == "Constant" for end in ends):
+                continue
+            low, high = float(ends[0].get_data().min()), float(ends[1].get_data().max())
+            quantized.append(
+                (op.output(0), node.get_friendly_name(), (low, high), _channel_axis(node))
+            )
+        elif kind not in ("Constant", "Parameter", "Result", "Convert") and [
+            port.get_element_type().to_string() for port in op.outputs()
+        ] == ["f32"]:
+            others.append((op.output(0), op.get_friendly_name(), None, _channel_axis(op)))
+    return [tensor for tensor in quantized or others if not _is_output(tensor[0])]
+
+
+def _is_output(port: Any) -> bool:
+    return any(target.get_node().get_type_name() == "Result" for target in port.get_target_inputs())
+
+
+def _channel_axis(node: Any) -> int | None:
+    """Where the channels of a layer's output are, looking back over what keeps them."""
+    is_moved = False
+    for _ in range(6):
+        kind = node.get_type_name()
+        if kind in ("Convolution", "GroupConvolution"):
+            return -1 if is_moved else 1
+        if kind == "MatMul":
+            return -1
+        if kind not in ("Relu", "Clamp", "Add", "Multiply", "Transpose", "FakeQuantize"):
+            return None
+        is_moved ^= kind == "Transpose"
+        node = node.input_value(0).get_node()
+    return None
 
 
 def _nncf_options(model: Any) -> dict[str, Any]:

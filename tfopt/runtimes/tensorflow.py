@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
+from collections.abc import Sequence
+from typing import Any
 
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY, TO_BFLOAT16
 from tfopt.measure import environment
-from tfopt.runtimes.base import Arrays, Conversion, Runtime, Session, precision
+from tfopt.runtimes.base import Arrays, Conversion, Layer, Runtime, Session, precision
 from tfopt.signature import Signature
 
 FOLDER = "saved_model"
+# Operations that only hand on what is there.
+NOTHING_TO_DO = frozenset(
+    ["NoOp", "Const", "HostConst", "_Arg", "_Retval", "_HostSend", "_HostRecv", "Identity",
+     "IdentityN", "VarHandleOp", "ReadVariableOp", "Placeholder", "Enter", "Exit", "Merge",
+     "Switch", "NextIteration", "LoopCond"]
+)  # fmt: skip
 
 
 class TensorFlowSession(Session):
@@ -55,6 +64,29 @@ class TensorFlow(Runtime):
     def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
         return TensorFlowSession(artifact, num_threads)
 
+    def layers(  # noqa: D102
+        self, artifact: Artifact, batches: Sequence[Arrays], num_threads: int | None
+    ) -> list[Layer]:
+        import tensorflow as tf
+
+        if ("xla", True) in artifact.variant.options:
+            return []  # one operation
+        # Only sessions of TensorFlow 1 tell the time of each operation.
+        folder = artifact.folder / FOLDER
+        options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.FULL_TRACE)
+        found: dict[str, Layer] = {}
+        with tf.compat.v1.Session(graph=tf.Graph()) as session:
+            loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+            signature = loaded.signature_def[artifact.signature.key]
+            outputs = [value.name for value in signature.outputs.values()]
+            for index, batch in enumerate((batches[0], *batches)):
+                feed = {signature.inputs[name].name: value for name, value in batch.items()}
+                trace = tf.compat.v1.RunMetadata()
+                session.run(outputs, feed, options=options, run_metadata=trace)
+                if index:
+                    _add_layers(found, trace.step_stats, len(batches))
+        return list(found.values())
+
     @precision(
         "float32",
         options={"frozen": (False, True), "xla": (False, True)},
@@ -94,6 +126,26 @@ class TensorFlow(Runtime):
         conversion.notes.append(f"{num_ops} operations run in bfloat16.")
         rewritten.save(conversion.folder / FOLDER)
         conversion.signature = _own_key(conversion)
+
+
+def _add_layers(found: dict[str, Layer], step_stats: Any, num_runs: int) -> None:
+    """Adds the times of one traced run; loops run an operation several times."""
+    import tensorflow as tf
+
+    for device in step_stats.dev_stats:
+        for node in device.node_stats:
+            match = re.search(r" = (\w+)\(", node.timeline_label)
+            if match is None or match[1] in NOTHING_TO_DO:
+                continue
+            dtype = ""
+            if node.output:
+                dtype = tf.dtypes.as_dtype(node.output[0].tensor_description.dtype).name
+            op = re.sub("^_(Mkl)?(Native)?", "", match[1])  # such as _MklNativeFusedConv2D
+            before = found.get(node.node_name, Layer(node.node_name, op, dtype, 0.0))
+            spent_ms = (node.op_end_rel_nanos - node.op_start_rel_nanos) / num_runs / 1e6
+            found[node.node_name] = dataclasses.replace(
+                before, time_ms=(before.time_ms or 0.0) + spent_ms
+            )
 
 
 def _own_key(conversion: Conversion) -> Signature:

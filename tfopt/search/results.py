@@ -13,6 +13,7 @@ from tfopt.compare.comparison import Comparison
 from tfopt.compare.text import plain
 from tfopt.measure import accuracy, environment, latency, statistics
 from tfopt.measure.accuracy import Evaluation
+from tfopt.measure.diagnosis import Diagnosis
 from tfopt.search.budget import Budget
 from tfopt.search.run import Run
 from tfopt.variant import Variant
@@ -22,6 +23,7 @@ TIMED = (
     "speedup_high", "verdict", "timing",
 )  # fmt: skip
 HIGH_STEAL = 0.1
+NUM_LAYERS = 10  # that the report shows of a variant
 
 
 def row(run: Run, variant: Variant) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
             f"A hypervisor took {timed['steal_share']:.0%} of the processor while it was timed."
         )
     notes += [cold["note"]] if "note" in cold else []
+    _add_diagnosis(run, values, variant)
     drop, num_examples = _add_accuracy(run, values, variant)
     reason = run.budget.violation(values, drop, num_examples)
     return values | {
@@ -107,6 +110,17 @@ def _add_accuracy(
     num_examples = max(len(evaluation.scores), len(evaluation.labels), len(evaluation.agreement))
     # The unchanged model is a legal answer whatever its rounding does to a close call.
     return (None if variant in run.plan.baselines else drop), num_examples
+
+
+def _add_diagnosis(run: Run, values: dict[str, Any], variant: Variant) -> None:
+    record = run.ledger.get("diagnose", variant)
+    if record is None:
+        return
+    if record["note"] is not None:
+        values["diagnosis"] = [record["note"]]
+        return
+    found = Diagnosis.open(run.diagnosis_file(variant))
+    values |= {"diagnosis": list(found.sentences), "layers": found.slowest(NUM_LAYERS)}
 
 
 @functools.cache

@@ -76,6 +76,10 @@ class Run:
         """Where a variant's scores lie."""
         return self.folder / "evaluations" / f"{variant.slug}.npz"
 
+    def diagnosis_file(self, variant: Variant) -> Path:
+        """Where it lies what was found inside a variant."""
+        return self.folder / "diagnoses" / f"{variant.slug}.json"
+
     def timing_file(self, name: str) -> Path:
         """Where the raw times of a timed run lie."""
         return self.folder / "timings" / f"{name}.json"

@@ -42,8 +42,9 @@ NUM_ROUNDS = 25  # for which there must be time
 class Search:
     """Runs a search in an output folder.
 
-    One worker converts. Another holds the baseline, and with it everything else that runs on
-    TensorFlow; each other candidate is evaluated and timed in a worker of its own.
+    One worker converts, and looks into what it made. Another holds the baseline, and with it
+    everything else that runs on TensorFlow; each other candidate is evaluated and timed in a worker
+    of its own.
 
     Args:
       folder: the output folder.
@@ -225,6 +226,7 @@ class Search:
                 }
             run.ledger.add("pilot", baseline=baseline, rows=rows, **clock)
         for variant in run.plan.baselines:
+            self._diagnose(run, variant)
             self._report(run, variant, is_new)
         results.write(run)
 
@@ -247,6 +249,7 @@ class Search:
         is_new = run.failure(variant) is None and run.ledger.get("measure", variant) is None
         self._convert(run, variant)
         self._measure(run, variant)
+        self._diagnose(run, variant)
         self._report(run, variant, is_new)
 
     def _report(self, run: Run, variant: Variant, is_new: bool) -> None:
@@ -329,6 +332,34 @@ class Search:
         run.ledger.add("measure", variant, **values, **clock)
         if cold_start is not None and values["reason"] is None:
             _add_cold_start(run, variant, cold_start, seconds=0.0)
+
+    def _diagnose(self, run: Run, variant: Variant) -> None:
+        """Looks for what makes a variant slow or inaccurate, unless that was done."""
+        if run.failure(variant) is not None or run.ledger.get("diagnose", variant) is not None:
+            return
+        reference_folder = None
+        runtime = runtimes.get(variant.runtime)
+        reference = Variant("float32", variant.runtime)
+        if runtime.precision_of(variant).is_calibrated and "float32" in runtime.precisions:
+            self._convert(run, reference)
+            if run.failure(reference) is None:
+                reference_folder = run.artifact_folder(reference)
+        self.progress.doing(f"looking into {variant}")
+        note = None
+        with self._clock() as clock:
+            try:
+                found = self.converter.call(
+                    "tfopt.search.steps:diagnose",
+                    run.artifact_folder(variant),
+                    run.dataset,
+                    batch_size=run.batch_size,
+                    num_threads=run.num_threads,
+                    reference_folder=reference_folder,
+                )
+                found.save(run.diagnosis_file(variant))
+            except ConversionError as error:
+                note = f"What happens inside could not be seen: {error}"
+        run.ledger.add("diagnose", variant, note=note, **clock)
 
     def _is_shared(self, run: Run, variant: Variant) -> bool:
         """Whether a variant runs in the baseline's process."""

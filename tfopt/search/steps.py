@@ -16,7 +16,7 @@ from tfopt.artifact import Artifact, measure_files
 from tfopt.dataset import Dataset, calibration_batches, some_batches
 from tfopt.errors import ConversionError, InputError
 from tfopt.examples import Examples
-from tfopt.measure import accuracy, environment, latency, throughput
+from tfopt.measure import accuracy, diagnosis, environment, latency, throughput
 from tfopt.runtimes.base import Conversion, Session
 from tfopt.source import Source
 from tfopt.variant import Variant
@@ -24,6 +24,7 @@ from tfopt.variant import Variant
 EVALUATION_BATCH_SIZE = 32
 NUM_TIMED_BATCHES = 4
 NUM_MEMORY_RUNS = 2
+NUM_DIAGNOSED = 32  # examples
 MAX_RELOAD_S = 0.04  # as long as a block
 
 
@@ -257,6 +258,25 @@ def evaluate(
         reference=None if is_reference else Examples(reference_folder),
         write_reference=reference_folder if is_reference else None,
     ).save(evaluation_file)
+
+
+def diagnose(
+    folder: Path,
+    data: Dataset,
+    *,
+    batch_size: int,
+    num_threads: int | None,
+    reference_folder: Path | None,
+) -> diagnosis.Diagnosis:
+    """Looks into an artifact with real inputs; see `diagnosis.diagnose`."""
+    artifact = Artifact.open(folder)
+    size = artifact.signature.batch_size or batch_size
+    batches = some_batches(data, artifact.signature, size, -(-NUM_DIAGNOSED // size))
+    reference = None if reference_folder is None else Artifact.open(reference_folder)
+    # Without a batch of full size the shapes would differ.
+    shapes = [{name: value.shape for name, value in batch.items()} for batch in batches]
+    batches = [batch for batch, shape in zip(batches, shapes, strict=True) if shape == shapes[0]]
+    return diagnosis.diagnose(artifact, batches, num_threads, reference)
 
 
 def parents_of(variant: Variant) -> list[Variant]:

@@ -1,0 +1,1 @@
+"""ONNX graphs: making them from TensorFlow graphs, and looking into them."""
