@@ -106,6 +106,22 @@ class TestDiagnosis:
         assert self.FOUND.table.time_ms.isna().tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("conv/Relu", "conv/Relu"),
+        ("model/block/conv/Relu:0", "conv/Relu"),
+        ("StatefulPartitionedCall_1/StatefulPartitionedCall/m/dense/BiasAdd", "dense/BiasAdd"),
+        ("PartitionedCall/m/conv/Relu;PartitionedCall/m/conv/BiasAdd", "conv/Relu"),
+        ("StatefulPartitionedCall", "StatefulPartitionedCall"),
+        ("Conv__21_token_4", "Conv__21_token_4"),
+        ("", ""),
+    ],
+)
+def test_short_names(name, short):
+    assert diagnosis.short_name(name) == short
+
+
 values = st.lists(st.floats(-5, 5, width=32), min_size=12, max_size=12)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tfopt.compare import pareto_svg
 from tfopt.compare.text import figure, interval, plain, size
+from tfopt.measure.diagnosis import short_name
 
 if TYPE_CHECKING:
     from tfopt.compare.comparison import Comparison
@@ -195,14 +196,13 @@ def _diagnosis(row: Mapping[str, Any]) -> str:
         return ""
     listed = "".join(f"<li>{_escape(sentence)}</li>" for sentence in sentences)
     lines = "\n".join(
-        f"<tr><td>{_escape(layer['name'])}</td><td>{_escape(layer['op'])}</td>"
-        f"<td>{_escape(layer['dtype'])}</td><td>{layer['time_ms']:.3g}</td>"
-        f"<td>{layer['share']:.0%}</td></tr>"
+        f'<tr><td title="{_escape(layer["name"])}">{_escape(short_name(layer["name"]))}</td>'
+        f"<td>{layer['share']:.0%}</td><td>{layer['time_ms']:.2g}</td>"
+        f"<td>{_escape(layer['op'])}</td><td>{_escape(layer['dtype'])}</td></tr>"
         for layer in row.get("layers") or ()
     )
     heads = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("layer", "operation", "computes in", "ms", "share")
+        f'<th scope="col">{name}</th>' for name in ("layer", "share", "ms", "operation", "dtype")
     )
     table = f"""<details>
 <summary>The slowest layers, by the runtime's profiler</summary>

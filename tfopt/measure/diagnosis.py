@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -265,7 +266,9 @@ def describe_cut_off(before: Mapping[str, Survey], num_examples: int) -> list[st
     ]
     if not worst:
         return []
-    parts = [f"{shares[name]:.2%} of the values of {_short(name)}" for name in worst[:NUM_NAMED]]
+    parts = [
+        f"{shares[name]:.2%} of the values of {short_name(name)}" for name in worst[:NUM_NAMED]
+    ]
     more = len(worst) - NUM_NAMED
     return [
         f"Saturated: {_join(parts)} lie outside the quantized range and are cut off, on "
@@ -303,7 +306,7 @@ def _describe_channels(
     if not worst:
         return []
     parts = [
-        f"{int(channels[name].sum())} of {len(channels[name])} channels of {_short(name)}"
+        f"{int(channels[name].sum())} of {len(channels[name])} channels of {short_name(name)}"
         for name in worst[:NUM_NAMED]
     ]
     more = len(worst) - NUM_NAMED
@@ -339,13 +342,13 @@ def _ops(layers: Iterable[Layer]) -> str:
     return ", ".join(named) + (f" and {more} more" if more else "")
 
 
-def _short(name: str) -> str:
-    """A tensor's name as the layers of the model would say it.
+def short_name(name: str) -> str:
+    """A layer's or tensor's name as the model's author would say it.
 
     LiteRT joins the names of what it fused with semicolons; functions leave their own in paths.
     """
     parts = name.split(";")[0].split("/")
-    telling = [part for part in parts if not part.endswith("PartitionedCall")]
+    telling = [part for part in parts if not re.fullmatch(r"\w*PartitionedCall(_\d+)*", part)]
     return "/".join(telling[-2:]).removesuffix(":0") or name
 
 
