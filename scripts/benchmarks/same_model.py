@@ -48,10 +48,11 @@ _SHARE = 0.08  # 16 of 200
 _WIDTH = 0.04
 
 
-def _keep_busy(core: int) -> None:
+def _keep_busy(core: int, parent: int) -> None:
     os.sched_setaffinity(0, {core})
-    while True:
-        pass
+    while os.getppid() == parent:  # also when the parent was killed
+        for _ in range(100_000):
+            pass
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def _load(kind: str):
         return
     core = max(os.sched_getaffinity(0))
     process = multiprocessing.get_context("spawn").Process(
-        target=_keep_busy, args=(core,), daemon=True
+        target=_keep_busy, args=(core, os.getpid()), daemon=True
     )
     process.start()
     time.sleep(1)

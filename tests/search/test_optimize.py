@@ -290,7 +290,7 @@ def test_says_what_happens_inside(searched):
     assert found["diagnosis"][0].startswith("Most of the time goes into")
     assert sum(layer["share"] for layer in found["layers"]) <= 1 + 1e-9
     assert "compute in float32" in " ".join(found["diagnosis"])
-    report = (searched.folder / "report.html").read_text()
+    report = (searched.output_dir / "report.html").read_text()
     assert report.count("<h4>Inside</h4>") >= 3
 
 
