@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import shutil
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,11 @@ def diagnose(
       ResultError: when the artifact does not run.
     """
     opened = Artifact.open(artifact)
+    for name, value in (("batch_size", batch_size), ("num_threads", num_threads)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; expected a whole number of at least 1.")
+    if reason := runtimes.get(opened.variant.runtime).missing():
+        raise InputError(f"{opened.folder} cannot be run here: {reason}")
     folder = opened.folder.absolute()
     other = None
     if reference is not None:
@@ -202,6 +209,18 @@ def diagnose(
                 f"The reference is {before.variant} of {before.source_sha256[:12]}; expected "
                 f"float32@{opened.variant.runtime} of {opened.source_sha256[:12]}, the model that "
                 f"{opened.variant} was made from."
+            )
+        ports, wanted_ports = (
+            [
+                (spec.name, spec.dtype)
+                for spec in (*found.signature.inputs, *found.signature.outputs)
+            ]
+            for found in (before, opened)
+        )
+        if ports != wanted_ports:
+            raise InputError(
+                f"The reference has {before.signature}; expected {opened.signature}, the signature "
+                "that the artifact was made from."
             )
         other = before.folder.absolute()
     with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
@@ -287,14 +306,19 @@ def benchmark(
             # one is up to 2 % faster in some processes than in others.
             with contextlib.ExitStack() as stack:
                 workers: dict[str, Worker] = {}
+                limits = limits or Limits()
+                of_runtimes = Counter(artifact.variant.runtime for artifact in opened)
                 sessions = {}
                 for artifact in opened:
                     runtime = artifact.variant.runtime
                     if runtime not in workers:
+                        memory = limits.memory_bytes
+                        of_all = dataclasses.replace(
+                            limits, memory_bytes=memory and memory * of_runtimes[runtime]
+                        )
+                        log = Path(name, "measure.log")
                         workers[runtime] = stack.enter_context(
-                            Worker(
-                                Path(name, "measure.log"), limits, import_modules, keeps_state=True
-                            )
+                            Worker(log, of_all, import_modules, keeps_state=True)
                         )
                     sessions[str(artifact.folder)] = RemoteSession(
                         workers[runtime],

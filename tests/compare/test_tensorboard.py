@@ -87,6 +87,13 @@ def test_nothing_to_show(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(tfopt.InputError, match="cannot be written"):
+        COMPARISON.to_tensorboard(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_without_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(tfopt.InputError, match=r"pip install 'tfopt\[tensorboard\]'"):

@@ -247,6 +247,23 @@ class TestInterleaving:
         assert seen == [[core]] * 4
         assert environment.cores() == before
 
+    def test_a_new_session_goes_on_with_the_next_inputs(self):
+        log = []
+        timer = latency.SessionTimer(WorkingSession("old", sort(1), log), BATCHES)
+        timer.block(1, 0)
+        timer.use(WorkingSession("new", sort(1), log))
+        timer.block(1, 0)
+        assert log == [("old", 0), ("old", 1), ("new", 2), ("new", 0)]
+
+    def test_one_thread_of_each_physical_core_first(self, monkeypatch):
+        monkeypatch.setattr(environment, "cores", lambda: list(range(8)))
+        monkeypatch.setattr(environment, "busy_times", dict)
+        monkeypatch.setattr(environment, "physical_core", lambda core: str(core % 4))
+        for seed in range(20):
+            picked = latency._CorePicker(4, seed).pick()
+            assert {core % 4 for core in picked} == {0, 1, 2, 3}
+            assert len(latency._CorePicker(6, seed).pick()) == 6
+
     def test_errors_of_a_session_come_through(self):
         def fail():
             raise ZeroDivisionError("no kernel")

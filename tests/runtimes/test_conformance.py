@@ -7,6 +7,7 @@ fails, and so does a precision that the grid does not reach.
 import dataclasses
 import os
 import re
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from tests import goldens
 from tfopt import dataset, runtimes, source
 from tfopt.errors import ConversionError
-from tfopt.measure import diagnosis, environment
+from tfopt.measure import diagnosis, environment, latency
 from tfopt.search import steps
 from tfopt.variant import Variant
 
@@ -221,7 +222,8 @@ def test_what_is_executed_can_be_seen(converted, name):
             continue
         batches = dataset.some_batches(made.dataset, outcome.signature, BATCH_SIZE, 2)
         reference = made.outcomes.get(Variant("float32", variant.runtime))
-        found = diagnosis.diagnose(outcome, batches, 1, reference)
+        found = diagnosis.diagnose(outcome, batches, batches, 1, reference)
+        assert not any("could not be seen" in text for text in found.sentences), str(variant)
         if ("xla", True) in variant.options:
             assert not found.layers, str(variant)
             continue
@@ -229,6 +231,25 @@ def test_what_is_executed_can_be_seen(converted, name):
         dtypes = {layer.dtype for layer in found.layers}
         wanted = DTYPES.get((variant.precision, variant.runtime), {variant.precision})
         assert dtypes & wanted, f"{variant} computes in {dtypes}"
+
+
+@pytest.mark.parametrize("runtime", sorted({variant.runtime for variant in VARIANTS}))
+def test_runs_on_the_core_that_it_is_told(converted, runtime):
+    """OpenVINO, for one, would choose by itself."""
+    made = converted("depthwise")
+    outcome = made.outcomes[Variant("float32", runtime)]
+    batches = dataset.some_batches(made.dataset, outcome.signature, BATCH_SIZE, 2)
+    for core in environment.cores():
+        with runtimes.load(outcome, None if runtime == "tensorflow" else 1) as session:
+            timer = latency.SessionTimer(session, batches)
+            timer.block(3, 0.02, [core])
+            before = environment.busy_times()
+            with environment.only_on([core]):
+                end = time.perf_counter() + 0.4
+                while time.perf_counter() < end:
+                    session.run(batches[0])
+            after = environment.busy_times()
+        assert after[core] - before[core] >= 0.25 * os.sysconf("SC_CLK_TCK")
 
 
 def test_grid_reaches_every_precision():

@@ -47,5 +47,5 @@ def run(values: flags.FlagValues) -> int:
     if table.time_ms.notna().any():
         table = table.sort_values("time_ms", ascending=False)
         print(f"\nThe slowest of {len(table)} operations, by the runtime's profiler:\n")
-        print(table_to_text(table.head(NUM_LAYERS)))
+        print(table_to_text(table.head(NUM_LAYERS)[["name", "op", "dtype", "time_ms"]]))
     return 0

@@ -31,8 +31,8 @@ def write(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Writes the measured rows into folders that `tensorboard --logdir` reads.
 
     Each row becomes the run `MODEL/VARIANT`, with what it is as hyperparameters and its figures
-    as scalars at step 0; rows that differ in batch size or file only have that in their names.
-    Figures that were not measured are left out.
+    as scalars at step 0. Where rows share that name, the batch size is added, or the number of
+    the row. Figures that were not measured are left out.
 
     Args:
       comparison: the results.
@@ -42,8 +42,9 @@ def write(comparison: Comparison, folder: str | Path) -> list[Path]:
       The folders of the runs.
 
     Raises:
-      InputError: when TensorBoard is not installed, when nothing was measured, or when a run is
-        there already, since a second point would be drawn beside the first.
+      InputError: when TensorBoard is not installed, when nothing was measured, when the folder
+        cannot be written, or when a run is there already, since a second point would be drawn
+        beside the first.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise InputError("tensorboard is not installed; pip install 'tfopt[tensorboard]'.")
@@ -57,6 +58,11 @@ def write(comparison: Comparison, folder: str | Path) -> list[Path]:
     paths = [Path(folder, name) for name in runs]
     if there := [path for path in paths if path.exists()]:
         raise InputError(f"{there[0]} exists already; nothing was written, name another folder.")
+    try:
+        for path in paths:
+            path.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}).") from error
     described = [_hyperparameters(row) for row in rows]
     names = [name for name in METRICS if any(_is_figure(row.get(name)) for row in rows)]
     with tf.summary.create_file_writer(str(folder), filename_suffix=".tfopt").as_default():

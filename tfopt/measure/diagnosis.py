@@ -25,7 +25,6 @@ from tfopt.runtimes.base import Activation, Arrays, Layer, Runtime
 if TYPE_CHECKING:
     import pandas as pd
 
-NUM_PROFILED = 8  # inferences
 MAX_ACTIVATIONS_S = 3.0  # for the activations of one variant
 CUT_OFF = 0.001  # share of a tensor's values outside its range that is worth a sentence
 MIN_EXAMPLES = 16  # before a channel is called dead
@@ -58,7 +57,7 @@ class Diagnosis:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a layer: `name, op, dtype, time_ms, executor`."""
+        """One row a layer: `name, op, dtype, time_ms, executor, is_fallback`."""
         import pandas as pd
 
         names = [field.name for field in dataclasses.fields(Layer)]
@@ -91,6 +90,7 @@ class Diagnosis:
 def diagnose(
     artifact: Artifact,
     batches: Sequence[Arrays],
+    examples: Sequence[Arrays],
     num_threads: int | None = None,
     reference: Artifact | None = None,
 ) -> Diagnosis:
@@ -98,26 +98,45 @@ def diagnose(
 
     Args:
       artifact: a converted model.
-      batches: inputs of one shape, real ones.
+      batches: real inputs of one shape, to profile with.
+      examples: real inputs, one by one or as many as the artifact's fixed batch has, to look at
+        the tensors inside with.
       num_threads: threads inside the runtime; None leaves the runtime's own default.
       reference: the float32 variant of the same runtime, which shows the values before
         quantization; without it nothing is said about them.
     """
     runtime = runtimes.get(artifact.variant.runtime)
-    layers = tuple(runtime.layers(artifact, batches[:NUM_PROFILED], num_threads))
+    layers = tuple(runtime.layers(artifact, batches, num_threads))
     precision = artifact.variant.precision
     num_ports = len(artifact.signature.inputs) + len(artifact.signature.outputs)
     sentences = describe_layers(layers, precision, num_ports)
-    if precision in _WITH_LIMITS and reference is not None:
-        after, num_batches = _survey(runtime, artifact, batches)
-        before, _ = _survey(runtime, reference, batches[:num_batches], after)
-        num_examples = num_batches * _batch_size(batches)
-        sentences += describe_cut_off(before, num_examples)
-        sentences += describe_lost_channels(before, after, num_examples)
-    elif precision == "float32":
-        found, num_batches = _survey(runtime, artifact, batches)
-        sentences += describe_dead_channels(found, num_batches * _batch_size(batches))
+    try:
+        sentences += _describe_values(artifact, examples, reference)
+    except Exception as error:  # of any runtime; what was found so far counts all the same
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        sentences.append(f"The values inside could not be seen: {reason}")
     return Diagnosis(tuple(sentences), layers)
+
+
+def _describe_values(
+    artifact: Artifact, examples: Sequence[Arrays], reference: Artifact | None
+) -> list[str]:
+    """What the tensors inside tell about accuracy."""
+    runtime, precision = runtimes.get(artifact.variant.runtime), artifact.variant.precision
+    each = artifact.signature.batch_size or 1
+    if not examples:
+        return []
+    if precision == "float32":
+        found, num_batches = _survey(runtime, artifact, examples)
+        return describe_dead_channels(found, num_batches * each)
+    if precision not in _WITH_LIMITS or reference is None:
+        return []
+    after, num_batches = _survey(runtime, artifact, examples)
+    before, _ = _survey(runtime, reference, examples[:num_batches], after)
+    return [
+        *describe_cut_off(before, num_batches * each),
+        *describe_lost_channels(before, after, num_batches * each),
+    ]
 
 
 def describe_layers(layers: Sequence[Layer], precision: str, num_ports: int) -> list[str]:
@@ -314,12 +333,6 @@ def _describe_channels(
         f"{title}: {_join(parts)} {what}, on {num_examples} examples"
         f"{f'; {more} more tensors have some' if more > 0 else ''}."
     ]
-
-
-def _batch_size(batches: Sequence[Arrays]) -> int:
-    """Examples in each batch; 1 for inputs without a batch."""
-    first = next(iter(batches[0].values()))
-    return len(first) if first.ndim else 1
 
 
 def _time(layers: Iterable[Layer]) -> float:

@@ -70,6 +70,16 @@ def container_limits() -> dict[str, float]:
     return limits
 
 
+CAN_CHOOSE_CORES = hasattr(os, "sched_setaffinity")
+
+
+@functools.cache
+def physical_core(core: int) -> str:
+    """What the threads of one physical core have in common."""
+    siblings = _read(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+    return siblings.strip() or str(core)
+
+
 def cores() -> list[int]:
     """The numbers of the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -125,9 +125,13 @@ class SessionTimer:
     """Times a session of this process, with real inputs in turn."""
 
     def __init__(self, session: Session, batches: Sequence[Arrays]):
-        self._run = session.run
+        self.use(session)
         self._num_batches = len(batches)
         self._batches = itertools.cycle(batches)
+
+    def use(self, session: Session) -> None:
+        """Goes on with another session of the same model, and with the next inputs."""
+        self._run = session.run
 
     def call(self) -> float:
         """Runs the next batch and returns the seconds until its outputs were host arrays."""
@@ -256,7 +260,7 @@ class _CorePicker:
     @property
     def is_choosing(self) -> bool:
         """Whether there are more cores than threads."""
-        return self._count < len(self._cores)
+        return environment.CAN_CHOOSE_CORES and self._count < len(self._cores)
 
     def pick(self) -> list[int] | None:
         """The cores that were least busy since the last call; None where all are needed."""
@@ -266,7 +270,13 @@ class _CorePicker:
         self._busy_before = busy
         self._rng.shuffle(self._cores)
         self._cores.sort(key=lambda core: busy.get(core, 0) - before.get(core, 0))
-        return self._cores[: self._count]
+        # Threads of one physical core slow each other down: take one of each core first.
+        num_taken: dict[str, int] = {}
+        turns = {}
+        for core in self._cores:
+            physical = environment.physical_core(core)
+            turns[core] = num_taken[physical] = num_taken.get(physical, 0) + 1
+        return sorted(self._cores, key=turns.__getitem__)[: self._count]
 
 
 def _is_narrow(blocks: Mapping[str, list[list[float]]], width: float) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 _KEEP_CHANNELS = ("Relu", "Clip", "LeakyRelu", "Add", "BatchNormalization", "DequantizeLinear",
                   "QuantizeLinear")  # fmt: skip
+_OF_WEIGHTS = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Cast", "Reshape")
 
 
 class InnerTensor(NamedTuple):
@@ -41,7 +42,9 @@ def floats_inside(model: Any) -> list[InnerTensor]:
         node.input[0]: node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"
     }
     quantized = [
-        InnerTensor(node.input[0], shown, limits, _channel_axis(node.input[0], producers))
+        InnerTensor(
+            node.input[0], shown, limits, _channel_axis(node.input[0], producers, constants)
+        )
         for node in graph.node
         if node.op_type == "QuantizeLinear"
         and node.input[0] not in constants
@@ -54,7 +57,7 @@ def floats_inside(model: Any) -> list[InnerTensor]:
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     }
     return quantized or [
-        InnerTensor(name, name, None, _channel_axis(name, producers))
+        InnerTensor(name, name, None, _channel_axis(name, producers, constants))
         for name in producers
         if name in floats
     ]
@@ -73,13 +76,16 @@ def _limits(node: Any, constants: dict[str, Any]) -> tuple[float, float] | None:
     return float((ends.min - zero) * scale), float((ends.max - zero) * scale)
 
 
-def _channel_axis(name: str, producers: dict[str, Any]) -> int | None:
+def _channel_axis(name: str, producers: dict[str, Any], constants: dict[str, Any]) -> int | None:
     """Where a layer's channels are, looking back over what keeps them in place."""
     while (node := producers.get(name)) is not None:
         if node.op_type in ("Conv", "ConvTranspose"):
             return 1
-        if node.op_type in ("MatMul", "Gemm"):
-            return -1
+        if node.op_type in ("MatMul", "Gemm"):  # of two activations it has no channels
+            weights = node.input[1]
+            while (maker := producers.get(weights)) is not None and maker.op_type in _OF_WEIGHTS:
+                weights = maker.input[0]
+            return -1 if weights in constants else None
         if node.op_type not in _KEEP_CHANNELS:
             return None
         name = node.input[0]

@@ -259,7 +259,8 @@ class Runtime(abc.ABC):
 
         Args:
           artifact: what to look into.
-          batches: inputs of one shape; the first is run once more to begin with, uncounted.
+          batches: inputs of one shape; the first is run once more to begin with, uncounted where
+            the profiler can tell runs apart.
           num_threads: threads inside the runtime; None leaves the runtime's own default.
         """
         del artifact, batches, num_threads

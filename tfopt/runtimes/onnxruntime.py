@@ -100,7 +100,10 @@ class OnnxRuntime(Runtime):
         begin = min(e["ts"] + e["dur"] for e in events if e["name"] == "model_run")
         nodes: dict[str, list[dict[str, Any]]] = {}
         for event in events:
-            if event.get("cat") == "Node" and event["ts"] >= begin and "op_name" in event["args"]:
+            if event.get("cat") != "Node" or event["ts"] < begin:
+                continue
+            # What loops and branches run is listed by itself.
+            if event["args"].get("op_name", "Loop") not in ("Loop", "If", "Scan"):
                 nodes.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event)
         return [
             Layer(
@@ -130,7 +133,7 @@ class OnnxRuntime(Runtime):
             return
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        with tempfile.TemporaryDirectory() as name:  # beyond 2 GB there is no SerializeToString
+        with tempfile.TemporaryDirectory() as name:
             file = Path(name, FILE)
             onnx.save_model(model, file)
             session = onnxruntime.InferenceSession(

@@ -75,7 +75,14 @@ class TensorFlow(Runtime):
         folder = artifact.folder / FOLDER
         options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.FULL_TRACE)
         found: dict[str, Layer] = {}
-        with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        config = tf.compat.v1.ConfigProto()
+        if num_threads is not None:
+            config = tf.compat.v1.ConfigProto(
+                intra_op_parallelism_threads=num_threads,
+                inter_op_parallelism_threads=num_threads,
+                use_per_session_threads=True,
+            )
+        with tf.compat.v1.Session(graph=tf.Graph(), config=config) as session:
             loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
             signature = loaded.signature_def[artifact.signature.key]
             outputs = [value.name for value in signature.outputs.values()]

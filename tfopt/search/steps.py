@@ -24,7 +24,8 @@ from tfopt.variant import Variant
 EVALUATION_BATCH_SIZE = 32
 NUM_TIMED_BATCHES = 4
 NUM_MEMORY_RUNS = 2
-NUM_DIAGNOSED = 32  # examples
+NUM_PROFILED = 8  # inferences
+NUM_SURVEYED = 32  # examples
 MAX_RELOAD_S = 0.04  # as long as a block
 
 
@@ -128,7 +129,10 @@ class _Opened:
         self._batches = some_batches(data, self._artifact.signature, batch_size, NUM_TIMED_BATCHES)
         self._session: Session | None = None
         load_s, first_run_s = self._load()
-        self._is_cheap = load_s + first_run_s < MAX_RELOAD_S
+        # Runtimes that compile for each shape would do so again.
+        shapes = {tuple(value.shape for value in batch.values()) for batch in self._batches}
+        self._is_cheap = load_s + first_run_s < MAX_RELOAD_S and len(shapes) == 1
+        self._timer = latency.SessionTimer(self.session, self._batches)
         for _ in range(NUM_MEMORY_RUNS):
             self.session.run(self._batches[0])
         self.cold_start = ColdStart(
@@ -159,7 +163,8 @@ class _Opened:
         open. Opened one at a time, models of one process lie in the same places.
         """
         try:
-            yield latency.SessionTimer(self.session, self._batches)
+            self._timer.use(self.session)
+            yield self._timer
         finally:
             if self._is_cheap:
                 self.close()
@@ -270,13 +275,19 @@ def diagnose(
 ) -> diagnosis.Diagnosis:
     """Looks into an artifact with real inputs; see `diagnosis.diagnose`."""
     artifact = Artifact.open(folder)
-    size = artifact.signature.batch_size or batch_size
-    batches = some_batches(data, artifact.signature, size, -(-NUM_DIAGNOSED // size))
-    reference = None if reference_folder is None else Artifact.open(reference_folder)
-    # Without a batch of full size the shapes would differ.
-    shapes = [{name: value.shape for name, value in batch.items()} for batch in batches]
+    signature = artifact.signature
+    size = signature.batch_size or batch_size
+    batches = some_batches(data, signature, size, NUM_PROFILED)
+    shapes = [[value.shape for value in batch.values()] for batch in batches]
     batches = [batch for batch, shape in zip(batches, shapes, strict=True) if shape == shapes[0]]
-    return diagnosis.diagnose(artifact, batches, num_threads, reference)
+    each = signature.batch_size or 1  # every tensor inside is kept: few examples at a time
+    examples = [
+        inputs
+        for inputs, _, count in data.evaluation.batches(signature, each, limit=NUM_SURVEYED)
+        if count == each
+    ]
+    reference = None if reference_folder is None else Artifact.open(reference_folder)
+    return diagnosis.diagnose(artifact, batches, examples, num_threads, reference)
 
 
 def parents_of(variant: Variant) -> list[Variant]:
