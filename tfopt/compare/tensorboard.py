@@ -65,11 +65,13 @@ def write(comparison: Comparison, folder: str | Path) -> list[Path]:
         raise InputError(f"{folder} cannot be written ({error.strerror}).") from error
     described = [_hyperparameters(row) for row in rows]
     names = [name for name in METRICS if any(_is_figure(row.get(name)) for row in rows)]
-    with tf.summary.create_file_writer(str(folder), filename_suffix=".tfopt").as_default():
+    writer = tf.summary.create_file_writer(str(folder), filename_suffix=".tfopt")
+    with writer.as_default():
         api.hparams_config(
             hparams=[api.HParam(name) for name in dict.fromkeys(k for d in described for k in d)],
             metrics=[api.Metric(name, display_name=name.replace("_", " ")) for name in names],
         )
+    writer.close()
     for path, name, row, values in zip(paths, runs, rows, described, strict=True):
         writer = tf.summary.create_file_writer(str(path))
         with writer.as_default():

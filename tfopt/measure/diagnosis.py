@@ -30,7 +30,6 @@ CUT_OFF = 0.001  # share of a tensor's values outside its range that is worth a 
 MIN_EXAMPLES = 16  # before a channel is called dead
 NUM_NAMED = 3
 
-_WITH_LIMITS = ("int8", "int16x8")
 _QUANTIZATIONS = frozenset(
     ["QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
      "FakeQuantize", "QuantizeV2", "Dequantize"]
@@ -122,14 +121,14 @@ def _describe_values(
     artifact: Artifact, examples: Sequence[Arrays], reference: Artifact | None
 ) -> list[str]:
     """What the tensors inside tell about accuracy."""
-    runtime, precision = runtimes.get(artifact.variant.runtime), artifact.variant.precision
+    runtime = runtimes.get(artifact.variant.runtime)
     each = artifact.signature.batch_size or 1
     if not examples:
         return []
-    if precision == "float32":
+    if artifact.variant.precision == "float32":
         found, num_batches = _survey(runtime, artifact, examples)
         return describe_dead_channels(found, num_batches * each)
-    if precision not in _WITH_LIMITS or reference is None:
+    if reference is None or not runtime.precision_of(artifact.variant).is_calibrated:
         return []
     after, num_batches = _survey(runtime, artifact, examples)
     before, _ = _survey(runtime, reference, examples[:num_batches], after)

@@ -196,8 +196,8 @@ def time_interleaved(
       timers: by name; the first is what the others are compared with.
       seed: of the order.
       max_s: stop after this many seconds, though not before ten blocks each.
-      interval_width: stop when the 95 % interval of each ratio to the first is narrower than
-        this share of it.
+      interval_width: stop when the interval of each ratio to the first, as `speedup` gives it, is
+        narrower than this share of it.
       block_s: seconds of a block, about, and of the uncounted calls before it.
       num_threads: that the models compute with. If there are more cores, each round uses as many
         of them, those that were least busy since the last one. Blocks and the uncounted calls
