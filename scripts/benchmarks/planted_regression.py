@@ -45,8 +45,8 @@ def _write(
     batches: list[dict[str, np.ndarray]],
     num_calls: int,
     seed: int,
-) -> None:
-    """Times the variant against the baseline and writes a result file."""
+) -> list[float]:
+    """Times the variant against the baseline, writes a result file and returns the speed-up."""
     baseline, candidate = sessions
     sides = {
         "float32@litert": latency.SessionTimer(repeated.Repeated(baseline, _CALLS), batches),
@@ -66,12 +66,15 @@ def _write(
         "environment": environment.describe(),
     }
     tfopt.Comparison(tuple(rows), details).save_json(path)
+    speedup = latency.speedup(*timings.values())
+    return [speedup.low, speedup.estimate, speedup.high]
 
 
 def main(_: list[str]) -> None:
     """Converts, times, compares and prints."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     counts = {"the same work": 0, "a tenth more": 0}
+    tries = []
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = pathlib.Path(name)
         model, npz = folder / "saved_model", folder / "data.npz"
@@ -85,14 +88,20 @@ def main(_: list[str]) -> None:
         for seed in range(_TRIES.value):
             for what, num_calls in zip(counts, (_CALLS, _SLOWER), strict=True):
                 files = [folder / f"{side}-{seed}-{num_calls}.json" for side in ("old", "new")]
-                for index, (file, calls) in enumerate(zip(files, (_CALLS, num_calls), strict=True)):
+                speedups = [
                     _write(file, sessions, batches, calls, 4 * seed + index)
+                    for index, (file, calls) in enumerate(
+                        zip(files, (_CALLS, num_calls), strict=True)
+                    )
+                ]
                 with contextlib.redirect_stdout(io.StringIO()):
                     status = commands.main([
                         "compare", str(files[1]), f"--against={files[0]}",
                         f"--fail_if_slower={_TOLERATED}",
                     ])  # fmt: skip
-                counts[what] += status == commands.REGRESSION
+                is_called = status == commands.REGRESSION
+                counts[what] += is_called
+                tries.append({"work": what, "is_called": is_called, "speedups": speedups})
             print(f"{seed + 1} of {_TRIES.value}: {counts}", flush=True)
     is_met = list(counts.values()) == [0, _TRIES.value]
     rows = [("new result does", "called a regression", "of"), *(
@@ -102,7 +111,7 @@ def main(_: list[str]) -> None:
     reporting.save(
         _OUTPUT.value,
         {"benchmark": "planted_regression", "tries": _TRIES.value, "counts": counts,
-         "is_met": is_met},
+         "is_met": is_met, "found": tries},
     )  # fmt: skip
 
 
