@@ -12,6 +12,8 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,22 @@ def busy_times() -> dict[int, float]:
         for name, times in _core_times().items()
         if name != "cpu"
     }
+
+
+def other_threads_run() -> bool:
+    """Whether another thread of this process computes; where the system cannot say, within 10 ms.
+
+    Threads of Python that wait for their turn with the interpreter count as asleep.
+    """
+    try:
+        threads = [task.name for task in Path("/proc/self/task").iterdir()]
+    except OSError:
+        begin, used = time.perf_counter(), time.process_time()
+        time.sleep(0.01)
+        return time.process_time() - used > 0.2 * (time.perf_counter() - begin)
+    threads.remove(str(threading.get_native_id()))
+    stats = (_read(f"/proc/self/task/{thread}/stat") for thread in threads)
+    return any(stat.rpartition(") ")[2].startswith("R") for stat in stats)
 
 
 _IDLE, _WAITING, _STEAL = 3, 4, 7  # columns of /proc/stat, see proc_stat(5)

@@ -32,11 +32,10 @@ MAX_BLOCK_CALLS = 200
 WINDOW = 4
 MIN_WARM_UP_S = 0.1
 MIN_BLOCKS = 10
-MAX_BLOCKS = 120
+MAX_BLOCKS = 1000  # the interval looks at each pair of them
 STABLE = 0.05
 MAX_WARM_UP_S = 20.0
-REST_STEP_S = 0.01  # the system adds up the time of running threads every 4 ms or so
-REST_SHARE = 0.2  # of one core
+REST_STEP_S = 0.001
 MAX_REST_S = 0.3
 MAX_S = 4.0
 INTERVAL_WIDTH = 0.02
@@ -97,11 +96,8 @@ class Timing:
 def rest() -> None:
     """Returns when the threads of this process sleep, or after 0.3 s."""
     end = time.perf_counter() + MAX_REST_S
-    while time.perf_counter() < end:
-        begin, used = time.perf_counter(), time.process_time()
+    while environment.other_threads_run() and time.perf_counter() < end:
         time.sleep(REST_STEP_S)
-        if time.process_time() - used < REST_SHARE * (time.perf_counter() - begin):
-            return
 
 
 class Timer(Protocol):
@@ -200,15 +196,15 @@ def time_interleaved(
         narrower than this share of it.
       block_s: seconds of a block, about, and of the uncounted calls before it.
       num_threads: that the models compute with. If there are more cores, each round uses as many
-        of them, those that were least busy since the last one. Blocks and the uncounted calls
-        are a quarter as long then, since threads need not spread over the cores first.
+        of them, those that were least busy since the last one. Blocks are a quarter as long then
+        and the uncounted calls a sixteenth, since threads need not spread over the cores first.
 
     Returns:
       The raw times of each model.
     """
     picker, settle_s = _CorePicker(num_threads, seed), block_s
     if picker.is_choosing:
-        block_s = settle_s = block_s / 4
+        block_s, settle_s = block_s / 4, block_s / 16
     warm_up = {name: timer.warm_up() for name, timer in timers.items()}
     per_block = {
         name: max(1, min(MAX_BLOCK_CALLS, round(block_s / max(np.median(times[-WINDOW:]), 1e-7))))
@@ -218,18 +214,20 @@ def time_interleaved(
     settling: dict[str, list[int]] = {name: [] for name in timers}
     blocks: dict[str, list[list[float]]] = {name: [] for name in timers}
     begin, cpu_before = time.perf_counter(), environment.cpu_times()
-    for index in range(MAX_BLOCKS):
+    num_at_next_look = MIN_BLOCKS
+    for num_blocks in range(1, MAX_BLOCKS + 1):
         shuffle(order)
         cores = picker.pick()
         for name in order:
             num_settling, times = timers[name].block(per_block[name], settle_s, cores)
             settling[name].append(num_settling)
             blocks[name].append(times)
-        if index + 1 >= MIN_BLOCKS:
-            if time.perf_counter() - begin > max_s:
+        if num_blocks >= MIN_BLOCKS and time.perf_counter() - begin > max_s:
+            break
+        if num_blocks >= num_at_next_look:
+            if _is_narrow(blocks, interval_width):
                 break
-            if (index + 1) % 5 == 0 and _is_narrow(blocks, interval_width):
-                break
+            num_at_next_look = max(num_blocks + 5, int(1.1 * num_blocks))
     total, steal = (
         after - before for before, after in zip(cpu_before, environment.cpu_times(), strict=True)
     )
