@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import os
 import shutil
@@ -26,7 +27,7 @@ NUM_TIMED_BATCHES = 4
 NUM_MEMORY_RUNS = 2
 NUM_PROFILED = 8  # inferences
 NUM_SURVEYED = 32  # examples
-MAX_RELOAD_S = 0.04  # as long as a block
+MAX_RELOAD_S = 0.5
 
 
 def convert(
@@ -128,10 +129,11 @@ class _Opened:
         importlib.import_module(runtimes.get(self._artifact.variant.runtime).library)
         self._batches = some_batches(data, self._artifact.signature, batch_size, NUM_TIMED_BATCHES)
         self._session: Session | None = None
+        gc.freeze()  # what the library made is not looked at again when a session is closed
         load_s, first_run_s = self._load()
         # Runtimes that compile for each shape would do so again.
         shapes = {tuple(value.shape for value in batch.values()) for batch in self._batches}
-        self._is_cheap = load_s + first_run_s < MAX_RELOAD_S and len(shapes) == 1
+        self._max_reload_s = MAX_RELOAD_S if len(shapes) == 1 else 0.0
         self._timer = latency.SessionTimer(self.session, self._batches)
         for _ in range(NUM_MEMORY_RUNS):
             self.session.run(self._batches[0])
@@ -153,26 +155,31 @@ class _Opened:
         times.append(time.perf_counter())
         self._session.run(self._batches[0])
         times.append(time.perf_counter())
+        self._load_s, self._used_s = times[2] - times[0], 0.0
         return times[1] - times[0], times[2] - times[1]
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[latency.SessionTimer]:
-        """A timer; a model that loads quickly is closed after each turn.
+        """A timer; a model that loads quickly is closed when it was used twice as long as that.
 
-        Where a model lies in memory changes its speed by up to a percent for as long as it is
-        open. Opened one at a time, models of one process lie in the same places.
+        Where a model lies in memory, and whether it was loaded before or after another, changes
+        its speed by up to a percent for as long as it is open. Opened anew time and again, in the
+        random order of turns, models of one process change places.
         """
+        self._timer.use(self.session)
+        begin = time.perf_counter()
         try:
-            self._timer.use(self.session)
             yield self._timer
         finally:
-            if self._is_cheap:
+            self._used_s += time.perf_counter() - begin
+            if self._load_s < self._max_reload_s and self._used_s >= 2 * self._load_s:
                 self.close()
 
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
+            gc.collect()  # TensorFlow's models hold each other
 
 
 _open: dict[str, _Opened] = {}
