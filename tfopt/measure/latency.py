@@ -37,7 +37,7 @@ STABLE = 0.05
 MAX_WARM_UP_S = 20.0
 REST_STEP_S = 0.001
 MAX_REST_S = 0.3
-MAX_S = 4.0
+MAX_S = 6.0
 INTERVAL_WIDTH = 0.02
 CONFIDENCE = 0.97  # of each look at the ratio, for 0.95 of the last one
 

@@ -160,7 +160,7 @@ class _Opened:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[latency.SessionTimer]:
-        """A timer; a model that loads quickly is closed when it was used twice as long as that.
+        """A timer; a model that loads quickly is closed when it was used four times as long.
 
         Where a model lies in memory, and whether it was loaded before or after another, changes
         its speed by up to a percent for as long as it is open. Opened anew time and again, in the
@@ -172,7 +172,7 @@ class _Opened:
             yield self._timer
         finally:
             self._used_s += time.perf_counter() - begin
-            if self._load_s < self._max_reload_s and self._used_s >= 2 * self._load_s:
+            if self._load_s < self._max_reload_s and self._used_s >= 4 * self._load_s:
                 self.close()
 
     def close(self) -> None:
