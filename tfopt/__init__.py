@@ -23,6 +23,7 @@ _HOMES = {
     "Diagnosis": "tfopt.measure.diagnosis",
     "InputError": "tfopt.errors",
     "OptimizeCallback": "tfopt.callback",
+    "PrecisionAdvice": "tfopt.train.recommendation",
     "Result": "tfopt.search.optimize",
     "ResultError": "tfopt.errors",
     "Session": "tfopt.runtimes.base",
@@ -33,7 +34,10 @@ _HOMES = {
     "inspect": "tfopt.inspection",
     "load": "tfopt.api",
     "optimize": "tfopt.search.optimize",
+    "precision": "tfopt.train.precision",
+    "recommend_precision": "tfopt.train.recommendation",
     "runtimes": "tfopt.runtimes",
+    "set_precision": "tfopt.train.precision",
 }
 
 __all__ = [
@@ -44,6 +48,7 @@ __all__ = [
     "Diagnosis",
     "InputError",
     "OptimizeCallback",
+    "PrecisionAdvice",
     "Result",
     "ResultError",
     "Session",
@@ -54,7 +59,10 @@ __all__ = [
     "inspect",
     "load",
     "optimize",
+    "precision",
+    "recommend_precision",
     "runtimes",
+    "set_precision",
 ]
 
 if TYPE_CHECKING:
@@ -69,6 +77,8 @@ if TYPE_CHECKING:
     from tfopt.runtimes.base import Session
     from tfopt.search.budget import Budget
     from tfopt.search.optimize import Result, optimize
+    from tfopt.train.precision import precision, set_precision
+    from tfopt.train.recommendation import PrecisionAdvice, recommend_precision
     from tfopt.variant import Variant
 
 
