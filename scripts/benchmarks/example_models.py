@@ -84,14 +84,14 @@ def _make(name: str, folder: pathlib.Path, npz: pathlib.Path) -> None:
     np.savez(npz, x=images)
 
 
-def make_small(folder: pathlib.Path, npz: pathlib.Path) -> None:
+def make_small(folder: pathlib.Path, npz: pathlib.Path, width: int = 16) -> None:
     """Writes a small convolutional network with random weights and images for it."""
     import keras
     from keras import layers
 
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((32, 32, 3), name="image")])
-    for filters in (16, 32, 64):
+    for filters in (width, 2 * width, 4 * width):
         model.add(layers.Conv2D(filters, 3, padding="same", activation="relu"))
         model.add(layers.MaxPooling2D())
     model.add(layers.GlobalAveragePooling2D())
