@@ -326,7 +326,9 @@ def spin_for(seconds):
 
 
 class TestRest:
-    def test_waits_for_threads_that_spin(self):
+    @pytest.mark.parametrize("tasks", ["/proc/self/task", "/nowhere"])
+    def test_waits_for_threads_that_spin(self, tasks, monkeypatch):
+        monkeypatch.setattr(environment, "_TASKS", Path(tasks))
         thread = spin_for(0.06)
         latency.rest()
         thread.join(0.02)  # it has its work behind it

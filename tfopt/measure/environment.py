@@ -179,19 +179,22 @@ def busy_times() -> dict[int, float]:
     }
 
 
+_TASKS = Path("/proc/self/task")
+
+
 def other_threads_run() -> bool:
     """Whether another thread of this process computes; where the system cannot say, within 10 ms.
 
     Threads of Python that wait for their turn with the interpreter count as asleep.
     """
     try:
-        threads = [task.name for task in Path("/proc/self/task").iterdir()]
+        threads = [task.name for task in _TASKS.iterdir()]
     except OSError:
         begin, used = time.perf_counter(), time.process_time()
         time.sleep(0.01)
         return time.process_time() - used > 0.2 * (time.perf_counter() - begin)
     threads.remove(str(threading.get_native_id()))
-    stats = (_read(f"/proc/self/task/{thread}/stat") for thread in threads)
+    stats = (_read(f"{_TASKS}/{thread}/stat") for thread in threads)
     return any(stat.rpartition(") ")[2].startswith("R") for stat in stats)
 
 
