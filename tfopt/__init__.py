@@ -36,6 +36,7 @@ _HOMES = {
     "optimize": "tfopt.search.optimize",
     "precision": "tfopt.train.precision",
     "recommend_precision": "tfopt.train.recommendation",
+    "reestimate_batchnorm": "tfopt.train.batchnorm",
     "runtimes": "tfopt.runtimes",
     "set_precision": "tfopt.train.precision",
 }
@@ -61,6 +62,7 @@ __all__ = [
     "optimize",
     "precision",
     "recommend_precision",
+    "reestimate_batchnorm",
     "runtimes",
     "set_precision",
 ]
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from tfopt.runtimes.base import Session
     from tfopt.search.budget import Budget
     from tfopt.search.optimize import Result, optimize
+    from tfopt.train.batchnorm import reestimate_batchnorm
     from tfopt.train.precision import precision, set_precision
     from tfopt.train.recommendation import PrecisionAdvice, recommend_precision
     from tfopt.variant import Variant

@@ -20,6 +20,8 @@ from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph, first_line, missing_signature
 from tfopt.logs import only_errors
 from tfopt.signature import Signature
+from tfopt.train import copies
+from tfopt.train.layers import is_model_of
 
 FORMATS = "a SavedModel folder, .keras, .h5, .tflite or .onnx"
 
@@ -282,16 +284,11 @@ def _export_keras_file(path: Path, folder: Path, custom_objects: str | None) -> 
     )
 
 
-def is_keras(model: object, framework: str) -> bool:
-    """Whether an object is a model of `keras` or of `tf_keras`, without importing either."""
-    return any(
-        base.__name__ == "Model" and base.__module__.split(".")[0] == framework
-        for base in type(model).__mro__
-    )
-
-
 def export(model: Any, folder: Path) -> None:
     """Writes a live model as a SavedModel whose first signature is `serving_default`.
+
+    A Keras model that computes in half precision is written in float32, since converters refuse or
+    slow down graphs with casts: precisions are chosen for each variant.
 
     Args:
       model: a built Keras 3 (TensorFlow backend) or tf_keras model, a `tf.function` with an
@@ -301,7 +298,7 @@ def export(model: Any, folder: Path) -> None:
     Raises:
       InputError: when the model is of another kind or not built.
     """
-    if is_keras(model, "keras") and not model.built:
+    if is_model_of(model, "keras") and not model.built:
         raise InputError(
             f"Model {model.name!r} is not built: its input shapes are unknown; call it on data "
             "once or give it an Input."
@@ -313,10 +310,12 @@ def export(model: Any, folder: Path) -> None:
 def _export(model: Any, folder: Path) -> None:
     import tensorflow as tf
 
-    if is_keras(model, "keras"):
-        model.export(str(folder), format="tf_saved_model", verbose=False)
-    elif is_keras(model, "tf_keras"):
-        tf.saved_model.save(model, str(folder))
+    if is_model_of(model, "keras"):
+        with copies.in_float32(model):
+            model.export(str(folder), format="tf_saved_model", verbose=False)
+    elif is_model_of(model, "tf_keras"):
+        with copies.in_float32(model):
+            tf.saved_model.save(model, str(folder))
     elif callable(getattr(model, "get_concrete_function", None)) or hasattr(
         model, "captured_inputs"
     ):

@@ -169,6 +169,136 @@ def test_subclassed_model():
     np.testing.assert_allclose(half(x), expected, atol=0.02)
 
 
+class TestCopies:
+    """What a copy has to take along, and what it has to leave alone."""
+
+    def test_adapted_normalisation(self, framework):
+        layers = importlib.import_module(framework).layers
+        norm = layers.Normalization(name="norm")
+        values = np.random.default_rng(0).normal(300, 7, size=(64, 3)).astype(np.float32)
+        norm.adapt(values)
+        model = importlib.import_module(framework).Sequential(
+            [layers.Input((3,)), norm, layers.Dense(4, name="body"), layers.Dense(1, name="head")]
+        )
+        half = tfopt.set_precision(model, "mixed_bfloat16")
+        assert mixed(half) == {"body"}
+        np.testing.assert_array_equal(half.get_layer("norm")(values), norm(values))
+
+    def test_vocabulary(self):
+        lookup = keras.layers.IntegerLookup(name="lookup")
+        lookup.adapt(np.array([[7], [9], [9]]))
+        model = keras.Sequential(
+            [
+                keras.Input((1,), dtype="int64"),
+                lookup,
+                keras.layers.Embedding(4, 2, name="table"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(1, name="head"),
+            ]
+        )
+        half = tfopt.set_precision(model, "mixed_bfloat16")
+        assert half.get_layer("lookup").get_vocabulary() == lookup.get_vocabulary()
+        ids = np.array([[7], [9], [1]])
+        np.testing.assert_allclose(half(ids), model(ids), atol=0.01)
+
+    def test_layers_without_names_inside_custom_ones(self, framework):
+        keras_ = importlib.import_module(framework)
+
+        class Block(keras_.layers.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.attention = keras_.layers.MultiHeadAttention(2, 4)
+                self.ffn = keras_.layers.Dense(8)
+                self.norm = keras_.layers.LayerNormalization()
+
+            def call(self, x):
+                return self.norm(x + self.ffn(x + self.attention(x, x)))
+
+        x = keras_.Input((5, 8), name="x")
+        y = Block(name="block")(x)
+        y = Block(name="second")(y)
+        model = keras_.Model(x, keras_.layers.Dense(1, name="head")(y))
+        values = np.random.default_rng(0).normal(size=(4, 5, 8)).astype(np.float32)
+        half = tfopt.set_precision(model, "mixed_bfloat16", keep_float32=["block"])
+        found = policies(half)
+        for path, policy in found.items():
+            is_second = path.startswith("second")
+            assert policy == ("mixed_bfloat16" if is_second else "float32"), path
+        assert sum(path.startswith("second/") for path in found) >= 3
+        np.testing.assert_allclose(half(values), model(values), atol=0.05)
+
+    def test_subclassed_with_lazily_built_layers(self, framework):
+        keras_ = importlib.import_module(framework)
+
+        @keras_.saving.register_keras_serializable("tests")
+        class Lazy(keras_.Model):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.body = keras_.layers.Dense(8)
+                self.head = keras_.layers.Dense(2)
+
+            def call(self, x):
+                return self.head(self.body(x))
+
+            def get_config(self):
+                return {"name": self.name}
+
+        model = Lazy()
+        values = np.ones((2, 3), np.float32)
+        expected = model(values)
+        half = tfopt.set_precision(model, "mixed_bfloat16")
+        assert half(values).dtype == "bfloat16"
+        np.testing.assert_allclose(np.asarray(half(values), np.float32), expected, atol=0.03)
+
+    def test_operations_with_a_dtype(self):
+        ids = keras.Input((3,), dtype="int32", name="ids")
+        weights = keras.ops.cast(keras.ops.not_equal(ids, 0), "float32")
+        x = keras.layers.Dense(4, name="body")(weights)
+        model = keras.Model(ids, keras.layers.Dense(1, name="head")(x))
+        half = tfopt.set_precision(model, "mixed_bfloat16")
+        assert mixed(half) == {"body"}
+        values = np.array([[0, 1, 2]], np.int32)
+        np.testing.assert_allclose(half(values), model(values), atol=0.02)
+
+    def test_a_softmax_between_functions_of_tensorflow(self, framework):
+        """Nothing casts for those: the softmax is as under Keras' own policy."""
+        import tensorflow as tf
+
+        keras_ = importlib.import_module(framework)
+        multiply = keras.ops.matmul if framework == "keras" else tf.matmul
+
+        def build():
+            x = keras_.Input((4, 8), name="x")
+            v = keras_.layers.Dense(8, name="v")(x)
+            scores = keras_.layers.Softmax(name="softmax")(keras_.layers.Dense(4, name="k")(x))
+            y = multiply(scores, v)
+            return keras_.Model(x, keras_.layers.Dense(2, name="head")(y))
+
+        values = np.ones((2, 4, 8), np.float32)
+        half = tfopt.set_precision(build(), "mixed_bfloat16")
+        assert half(values).dtype == "float32"
+        with tfopt.precision("mixed_bfloat16"):
+            made = build()
+        assert made(values).dtype == "float32"
+        expected = "float32" if framework == "keras" else "mixed_bfloat16"
+        assert policies(made)["softmax"] == policies(half)["softmax"] == expected
+
+    def test_a_sequential_model_that_was_built_in_half(self, framework):
+        layers = importlib.import_module(framework).layers
+        with tfopt.precision("mixed_bfloat16"):
+            model = importlib.import_module(framework).Sequential(
+                [layers.Dense(8, name="body"), layers.Dense(1, name="head")]
+            )
+        values = np.full((1, 3), 1.001, np.float32)
+        model(values)
+        assert mixed(model) == {"body"}
+        back = tfopt.set_precision(model, "float32")
+        body, head = back.get_layer("body"), back.get_layer("head")
+        np.testing.assert_allclose(back(values), head(body(values)), rtol=1e-6)
+        hidden = values @ np.asarray(body.kernel) + np.asarray(body.bias)
+        np.testing.assert_allclose(body(values), hidden, rtol=1e-5)
+
+
 class TestTraining:
     @pytest.mark.parametrize("policy", HALVES)
     def test_loss_is_scaled_when_something_computes_in_float16(self, model, framework, policy):
@@ -232,6 +362,65 @@ class TestTraining:
         half = tfopt.set_precision(model, "mixed_bfloat16")
         half.fit(IMAGES, LABELS, batch_size=16, verbose=0)
 
+    def test_losses_of_one_name(self, framework):
+        keras_ = importlib.import_module(framework)
+        x = keras_.Input((2,), name="x")
+        outputs = [keras_.layers.Dense(1, name=name)(x) for name in ("a", "b")]
+        model = keras_.Model(x, outputs)
+
+        def constant(value):
+            def loss(y_true, y_pred):
+                return 0 * y_pred[:, 0] + value
+
+            return loss
+
+        model.compile("sgd", loss={"a": constant(1.0), "b": constant(10.0)}, jit_compile=False)
+        values = np.ones((4, 2), np.float32)
+        labels = {"a": np.ones((4, 1)), "b": np.ones((4, 1))}
+        half = tfopt.set_precision(model, "mixed_bfloat16")
+        found = half.evaluate(values, labels, verbose=0)
+        np.testing.assert_allclose(np.ravel(found)[0], 11.0, rtol=1e-5)
+
+    def test_a_changed_learning_rate(self, model, framework):
+        compile_(model, framework, optimizer="rmsprop")
+        model.optimizer.learning_rate = 0.125
+        half = tfopt.set_precision(model, "mixed_float16")
+        assert float(np.asarray(half.optimizer.learning_rate)) == 0.125
+
+    def test_legacy_optimizers_of_tf_keras(self):
+        tf_keras = importlib.import_module("tf_keras")
+        model = compile_(
+            conv("tf_keras"), "tf_keras", optimizer=tf_keras.optimizers.legacy.Adam(1e-2)
+        )
+        model.fit(IMAGES, LABELS, batch_size=16, verbose=0)
+        half = tfopt.set_precision(model, "mixed_bfloat16")
+        for old, new in zip(model.optimizer.variables(), half.optimizer.variables(), strict=True):
+            np.testing.assert_array_equal(np.asarray(new), np.asarray(old))
+
+    def test_a_loaded_file_scales_its_loss(self, model, framework, tmp_path):
+        compile_(model, framework)
+        half = tfopt.set_precision(model, "mixed_float16")
+        half.save(tmp_path / "model.keras")
+        loaded = importlib.import_module(framework).models.load_model(tmp_path / "model.keras")
+        assert hasattr(loaded.optimizer, "inner_optimizer")
+
+    def test_what_cannot_be_compiled_again(self, framework):
+        keras_ = importlib.import_module(framework)
+
+        class Own(keras_.Sequential):
+            def compile(self, **kwargs):
+                super().compile(**kwargs)
+
+        model = Own([keras_.layers.Input((2,)), keras_.layers.Dense(1, name="head")], name="own")
+        model.compile(optimizer="sgd", loss="mse")
+        with pytest.warns(UserWarning, match="'own' is not compiled.*compile of its own"):
+            tfopt.set_precision(model, "mixed_bfloat16")
+
+    def test_compiled_without_a_loss(self, model):
+        model.compile("sgd")
+        half = tfopt.set_precision(model, "mixed_float16")
+        assert hasattr(half.optimizer, "inner_optimizer")
+
     def test_statistics_of_batches_keep_moving(self, framework):
         """With momentum 0.999 a step is smaller than bfloat16 tells apart."""
         found = []
@@ -252,6 +441,23 @@ def _scale(optimizer):
     if hasattr(optimizer, "dynamic_scale"):
         return optimizer.dynamic_scale
     return optimizer._loss_scale.current_loss_scale
+
+
+class TestExport:
+    @pytest.mark.parametrize(
+        ("framework", "variant"),
+        [("keras", "float32@litert"), ("tf_keras", "float32@onnxruntime")],
+        indirect=["framework"],
+    )
+    def test_is_in_float32(self, model, variant, tmp_path):
+        """Converters refuse graphs in half precision; outputs are those of the float32 model."""
+        half = tfopt.set_precision(model, "mixed_bfloat16")
+        tfopt.convert(half, variant, tmp_path / "artifact")
+        with tfopt.load(tmp_path / "artifact") as session:
+            (outputs,) = session.run({"image": IMAGES[:1]}).values()
+        np.testing.assert_allclose(outputs, model(IMAGES[:1]), atol=1e-5)
+        assert mixed(half) == mixed(tfopt.set_precision(model, "mixed_bfloat16"))
+        assert half.get_layer("stem")(IMAGES[:1]).dtype == "bfloat16"
 
 
 class TestScope:
@@ -277,11 +483,12 @@ class TestScope:
 
     def test_leaves_nothing_behind(self, framework):
         keras_ = importlib.import_module(framework)
-        before = keras_.layers.Layer.__init__, keras_.Model.compile
+        before = keras_.layers.Layer.__init__, keras_.Model.compile, set(vars(keras_.Model))
         with pytest.raises(ZeroDivisionError), tfopt.precision("mixed_bfloat16"):
             assert keras_.layers.Dense(1).compute_dtype == "bfloat16"
             raise ZeroDivisionError
-        assert (keras_.layers.Layer.__init__, keras_.Model.compile) == before
+        after = keras_.layers.Layer.__init__, keras_.Model.compile, set(vars(keras_.Model))
+        assert after == before
         assert keras_.layers.Dense(1).compute_dtype == "float32"
 
     def test_layers_with_a_precision_of_their_own_keep_it(self, framework):
@@ -290,6 +497,22 @@ class TestScope:
             own = layers.Dense(1, dtype="float32", name="own")
             usual = layers.Dense(1, name="usual")
         assert (own.compute_dtype, usual.compute_dtype) == ("float32", "bfloat16")
+
+    def test_layers_without_an_init_of_their_own(self, framework):
+        class Square(importlib.import_module(framework).layers.Layer):
+            def call(self, x):
+                return x * x
+
+        with tfopt.precision("mixed_bfloat16"):
+            square = Square(name="square")
+        assert square(np.ones(3, np.float32)).dtype == "bfloat16"
+
+    def test_loading_inside(self, model, framework, tmp_path):
+        compile_(model, framework).save(tmp_path / "model.keras")
+        with tfopt.precision("mixed_bfloat16"):
+            loaded = importlib.import_module(framework).models.load_model(tmp_path / "model.keras")
+        assert loaded.optimizer is not None
+        loaded.fit(IMAGES, LABELS, batch_size=16, verbose=0)
 
     def test_a_pattern_that_means_nothing(self, framework):
         with (
@@ -328,7 +551,27 @@ class TestMistakes:
             tfopt.set_precision(model, "mixed_bfloat16", keep_float32=["d"])
         half = tfopt.set_precision(model, "mixed_bfloat16", keep_float32=["a/d"])
         assert policies(half)["a/d"] == "float32"
-        tfopt.set_precision(model, "mixed_bfloat16", keep_float32=[".*/d"])
+        tfopt.set_precision(model, "mixed_bfloat16", keep_float32=["(.*/)?d"])
+
+    def test_a_path_that_is_a_name_elsewhere(self):
+        x = keras.Input((4,), name="x")
+        inner = keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(4, name="d"), keras.layers.ReLU()], name="a"
+        )
+        y = keras.layers.Dense(4, name="d")(inner(x))
+        model = keras.Model(x, keras.layers.Dense(1, name="head")(y))
+        half = tfopt.set_precision(model, "mixed_bfloat16", keep_float32=["d"])
+        assert (policies(half)["d"], policies(half)["a/d"]) == ("float32", "mixed_bfloat16")
+
+    def test_an_error_that_precision_has_no_part_in(self):
+        names = {}
+        exec("def gone(x):\n    return missing(x)", names)
+        model = keras.Sequential(
+            [keras.Input((2,)), keras.layers.Lambda(lambda x: x, name="own"), keras.layers.Dense(1)]
+        )
+        model.layers[0].function = names["gone"]
+        with pytest.raises(tfopt.InputError, match=r"cannot be made again.*'gone'"):
+            tfopt.set_precision(model, "mixed_bfloat16")
 
     def test_no_model(self):
         with pytest.raises(tfopt.InputError, match="dict is no Keras model"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from tfopt.train.layers import (
     POLICIES,
     Layer,
     framework_of,
+    global_policy,
+    listening,
     policy_name,
+    set_global_policy,
     set_policy,
     settle_model,
     walk,
@@ -23,68 +27,130 @@ _FREE_SIZE = 2  # of a free dimension, for a trial
 
 
 def copy_with_policies(model: Layer, names: Mapping[int, str], policy: str) -> Layer:
-    """Returns a copy with the same weights.
+    """Returns a copy with the same weights, uncompiled.
 
     Args:
       model: a built Keras 3 or tf_keras model.
-      names: the policy of each layer, by the layer's `id`.
+      names: the policy of each layer, by the layer's `id`: `policy` or float32.
       policy: of layers that the model creates again and that are not in `names`.
 
     Raises:
-      InputError: when the model cannot be made again from its configuration.
+      InputError: when the model cannot be made again from its configuration, or a layer cannot
+        compute with this policy.
     """
-    keras = framework_of(model)
-    by_path = {place.path: names[id(place.layer)] for place in walk(model)}
     try:
-        with keras.utils.custom_object_scope(_custom_objects(model)):
-            config = keras.saving.serialize_keras_object(model)
-            config.pop("compile_config", None)
-            for value in config["config"].values():
-                _rewrite(value, "", by_path, policy)
-            copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
-            copy.set_weights(model.get_weights())
+        copy = _made_again(model, names, policy)
+        _try_out(copy)
     except Exception as error:
-        _check_layer(error)
+        if policy != "float32":
+            _blame_layer(error, model)
+        reason = first_line(_causes(error)[-1])
         raise InputError(
-            f"Model {model.name!r} cannot be made again from its configuration "
-            f"({first_line(error)}); give its classes get_config and from_config, or build it "
-            "inside `with tfopt.precision(…)`."
+            f"Model {model.name!r} cannot be made again from its configuration ({reason}); give "
+            "its classes get_config and from_config, or set the policy before it is made, with "
+            "tfopt.precision(…)."
         ) from error
-    for place in walk(copy):
-        wanted = by_path.get(place.path, policy)
-        if policy_name(place.layer) in POLICIES and policy_name(place.layer) != wanted:
-            set_policy(place.layer, wanted)
     settle_model(copy)
     return copy
 
 
-def _rewrite(value: Any, prefix: str, by_path: Mapping[str, str], inherited: str) -> None:
+def _made_again(model: Layer, names: Mapping[int, str], policy: str) -> Layer:
+    keras = framework_of(model)
+    by_path = {place.path: names.get(id(place.layer), policy) for place in walk(model)}
+    with keras.utils.custom_object_scope(custom_objects(model)), _handed_down(keras, policy):
+        config = keras.saving.serialize_keras_object(model)
+        config.pop("compile_config", None)
+        is_keras_3 = keras.__name__ == "keras"
+        for value in config["config"].values():
+            is_in_sequential = config["class_name"] == "Sequential"
+            _rewrite(value, "", by_path, policy, is_keras_3, is_in_sequential)
+        copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
+    old, new = list(walk(model)), list(walk(copy))
+    originals = {place.path: place.layer for place in old}
+    is_alike = [type(place.layer) for place in old] == [type(place.layer) for place in new]
+    for index, place in enumerate(new):
+        # Layers without a name of the user's are named anew.
+        origin = old[index].layer if is_alike else originals.get(place.path)
+        wanted = names.get(id(origin), policy)
+        if policy_name(place.layer) in POLICIES and policy_name(place.layer) != wanted:
+            set_policy(place.layer, wanted)
+        if origin is not None:
+            _copy_vocabulary(origin, place.layer)
+    copy.set_weights(model.get_weights())
+    for place in new:
+        if type(place.layer).__name__ == "Normalization":
+            place.layer.finalize_state()  # its constants come from weights
+    return copy
+
+
+@contextlib.contextmanager
+def _handed_down(keras: Any, policy: str) -> Iterator[None]:
+    """Layers that are made without a policy take that of the last one that was made with one.
+
+    Which is the custom layer that makes them, when models are made from configurations: these
+    hold the policies of all other layers. Variables of tf_keras are cast only in layers that were
+    mixed when they were built, so that it would be too late afterwards.
+    """
+
+    def hand_down(layer: Layer, is_given: bool) -> None:
+        if is_given and policy_name(layer) in POLICIES:
+            set_global_policy(keras, policy_name(layer))
+
+    with global_policy(keras, policy), listening(keras, hand_down):
+        yield
+
+
+def _rewrite(
+    value: Any,
+    prefix: str,
+    by_path: Mapping[str, str],
+    inherited: str,
+    is_keras_3: bool,
+    is_in_sequential: bool,
+) -> None:
     """Writes the policies of layers into a configuration, in place."""
     if isinstance(value, (list, tuple)):
         for item in value:
-            _rewrite(item, prefix, by_path, inherited)
+            _rewrite(item, prefix, by_path, inherited, is_keras_3, is_in_sequential)
         return
     if not isinstance(value, dict):
         return
-    config = value.get("config")
-    if "class_name" in value and isinstance(config, dict) and "name" in config:
+    name, config = value.get("class_name"), value.get("config")
+    if name is not None and isinstance(config, dict) and "name" in config:
         prefix = f"{prefix}/{config['name']}".lstrip("/")
         inherited = by_path.get(prefix, inherited)
-        if value["class_name"] != "InputLayer" and _name_in(config.get("dtype")) in POLICIES:
+        dtype = config.get("dtype")
+        if name == "InputLayer":
+            if is_in_sequential and dtype in ("bfloat16", "float16"):
+                config["dtype"] = "float32"  # it was made after the first layer
+        elif _policy_in(dtype, is_keras_3) in POLICIES:
             config["dtype"] = inherited
+        is_in_sequential = name == "Sequential"
     for item in value.values():
-        _rewrite(item, prefix, by_path, inherited)
+        _rewrite(item, prefix, by_path, inherited, is_keras_3, is_in_sequential)
 
 
-def _name_in(dtype: Any) -> str | None:
-    """The name of a policy as configurations spell it."""
+def _policy_in(dtype: Any, is_keras_3: bool) -> str | None:
+    """The policy of a layer as its configuration spells it.
+
+    In Keras 3 a plain string is the dtype of an operation such as a cast.
+    """
     if isinstance(dtype, dict):
         return dtype.get("config", {}).get("name")
-    return dtype
+    return None if is_keras_3 else dtype
 
 
-def _custom_objects(model: Layer) -> dict[str, Any]:
-    """The classes of a model that its framework does not know by itself."""
+def _copy_vocabulary(origin: Layer, layer: Layer) -> None:
+    """Copies what a lookup has learned, which is in neither weights nor configuration."""
+    if not hasattr(origin, "get_vocabulary") or not hasattr(layer, "set_vocabulary"):
+        return
+    words = origin.get_vocabulary(include_special_tokens=False)
+    if len(words) and list(layer.get_vocabulary(include_special_tokens=False)) != list(words):
+        layer.set_vocabulary(words)
+
+
+def custom_objects(model: Layer) -> dict[str, Any]:
+    """The classes of a model that its framework does not know by itself, by name."""
     classes = [type(model), *(type(place.layer) for place in walk(model))]
     return {
         found.__name__: found
@@ -93,49 +159,59 @@ def _custom_objects(model: Layer) -> dict[str, Any]:
     }
 
 
-def check_runs(model: Layer, copy: Layer) -> None:
-    """Calls the copy of a functional or sequential model once, on zeros.
+@contextlib.contextmanager
+def in_float32(model: Layer) -> Iterator[None]:
+    """Inside, all of the model computes in float32."""
+    places = list(walk(model))
+    before = [
+        (layer, policy_name(layer))
+        for layer in (model, *(place.layer for place in places))
+        if policy_name(layer).startswith("mixed_")
+    ]
+    try:
+        for layer, _ in before:
+            set_policy(layer, "float32")
+        yield
+    finally:
+        for layer, policy in before:
+            set_policy(layer, policy)
 
-    Raises:
-      InputError: when that fails though the model itself can be called.
-    """
+
+def _try_out(model: Layer) -> None:
+    """Calls a functional or sequential model once, on zeros; raises what that raises."""
     inputs = getattr(model, "inputs", None)
-    if not inputs:
+    if not inputs or any(_dtype(tensor) == "string" for tensor in inputs):
         return
     zeros = [
         np.zeros([_FREE_SIZE if size is None else size for size in tensor.shape], _dtype(tensor))
         for tensor in inputs
     ]
-    try:
-        copy(zeros if len(zeros) > 1 else zeros[0])
-    except Exception as error:
-        try:
-            model(zeros if len(zeros) > 1 else zeros[0])
-        except Exception:
-            return
-        _check_layer(error)
-        raise
+    model(zeros if len(zeros) > 1 else zeros[0])
 
 
 def _dtype(tensor: Any) -> Any:
     return getattr(tensor.dtype, "name", tensor.dtype)
 
 
-def _check_layer(error: Exception) -> None:
-    """Names the innermost layer whose `call` raised an error, if one did.
+def _blame_layer(error: Exception, model: Layer) -> None:
+    """Names the innermost layer whose `call` raised an error, if float32 would have done.
 
     Raises:
       InputError: with its name and how to go on without it.
     """
-    found: BaseException | None = error
-    while found is not None:
-        if (layer := _raising_layer(found)) is not None:
-            raise InputError(
-                f"Layer {layer.name!r} ({type(layer).__name__}) cannot compute in half precision: "
-                f"{first_line(found)} Keep it in float32 with keep_float32=[{layer.name!r}], or "
-                "have it compute in self.compute_dtype."
-            ) from error
-        found = found.__cause__ or found.__context__
+    raised = [(found, _raising_layer(found)) for found in _causes(error)]
+    found, layer = next((pair for pair in raised if pair[1] is not None), (error, None))
+    if layer is None:
+        return
+    try:
+        _try_out(_made_again(model, {}, "float32"))
+    except Exception:
+        return
+    raise InputError(
+        f"Layer {layer.name!r} ({type(layer).__name__}) cannot compute in half precision: "
+        f"{first_line(found)} Keep it in float32 with keep_float32=[{layer.name!r}], or have it "
+        "compute in self.compute_dtype."
+    ) from error
 
 
 def _raising_layer(error: BaseException) -> Layer | None:
@@ -148,78 +224,9 @@ def _raising_layer(error: BaseException) -> Layer | None:
     return layer
 
 
-def compile_like(model: Layer, copy: Layer) -> None:
-    """Compiles the copy of a compiled model, with the state of its optimizer.
-
-    Raises:
-      InputError: when the loss or another part cannot be made again.
-    """
-    config = model.get_compile_config() if _is_compiled(model) else None
-    if not config:
-        return
-    keras = framework_of(model)
-    try:
-        with keras.utils.custom_object_scope(_compiled_objects(model)):
-            optimizer = config.get("optimizer")
-            is_scaled = isinstance(optimizer, dict) and "inner_optimizer" in optimizer["config"]
-            if is_scaled and policy_name(copy) != "mixed_float16":
-                config["optimizer"] = optimizer["config"]["inner_optimizer"]
-            copy.compile_from_config(config)
-    except Exception as error:
-        raise InputError(
-            f"What model {model.name!r} was compiled with cannot be made again "
-            f"({first_line(error)}); register its functions with "
-            f"{keras.__name__}.saving.register_keras_serializable, or compile the result yourself."
-        ) from error
-    copy_optimizer_state(model.optimizer, copy.optimizer)
-
-
-def _is_compiled(model: Layer) -> bool:
-    return bool(getattr(model, "compiled", getattr(model, "_is_compiled", False)))
-
-
-def _compiled_objects(model: Layer) -> dict[str, Any]:
-    """Functions and classes of the user's that a model was compiled with, by name."""
-    found = {}
-    for value in _leaves([model.loss, *getattr(model._compile_config, "config", {}).values()]):
-        made_by = value if hasattr(value, "__name__") else type(value)
-        if made_by.__module__.partition(".")[0] not in ("keras", "tf_keras", "builtins"):
-            found[made_by.__name__] = made_by
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what it was raised from, the first cause last."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(cause)
     return found
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [leaf for item in value for leaf in _leaves(item)]
-    return [value]
-
-
-def copy_optimizer_state(source: Any, target: Any) -> None:
-    """Copies slots, step and loss scale of one optimizer to another of the same kind.
-
-    Either may be wrapped for loss scaling. An optimizer that made no step yet has no slots; those
-    of the target stay as they are then.
-    """
-    if source is None or target is None:
-        return
-    old, new = (_variables(getattr(item, "inner_optimizer", item)) for item in (source, target))
-    if len(old) == len(new):
-        for before, after in zip(old, new, strict=True):
-            after.assign(before)
-    for before, after in zip(_scale_state(source), _scale_state(target), strict=False):
-        after.assign(before)
-
-
-def _variables(optimizer: Any) -> list[Any]:
-    found = optimizer.variables
-    return list(found() if callable(found) else found)
-
-
-def _scale_state(optimizer: Any) -> list[Any]:
-    """The variables of loss scaling; empty where there is none or it was not built yet."""
-    if hasattr(optimizer, "dynamic_scale"):
-        return [optimizer.dynamic_scale, optimizer.step_counter]
-    state = getattr(optimizer, "_loss_scale", None)
-    return [] if state is None else [state.current_loss_scale, state.counter]

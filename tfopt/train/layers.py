@@ -6,15 +6,17 @@ model's own name is no part of it. A layer that is in several places has the fir
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
+import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tfopt.errors import InputError
-from tfopt.source import is_keras
 
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -29,7 +31,7 @@ def framework_of(model: object) -> Any:
       InputError: when it is of neither.
     """
     for name in ("keras", "tf_keras"):
-        if is_keras(model, name):
+        if is_model_of(model, name):
             return importlib.import_module(name)
     raise InputError(
         f"{type(model).__name__} is no Keras model; expected a model of Keras 3 or tf_keras, as "
@@ -69,16 +71,25 @@ def _inside(parent: Layer, prefix: str, seen: set[int]) -> Iterator[Place]:
             yield from _inside(layer, f"{prefix}{layer.name}/", seen)
 
 
-def is_model(layer: Layer) -> bool:
-    """Whether a layer is a model of its framework."""
-    return is_keras(layer, "keras") or is_keras(layer, "tf_keras")
+def is_model(value: object) -> bool:
+    """Whether something is a model of either framework, without importing one."""
+    return is_model_of(value, "keras") or is_model_of(value, "tf_keras")
 
 
-def is_of(layer: Layer, framework: str) -> bool:
-    """Whether a layer is of `keras` or of `tf_keras`."""
+def is_model_of(value: object, framework: str) -> bool:
+    """Whether something is a model of `keras` or of `tf_keras`."""
+    return _descends(value, "Model", framework)
+
+
+def is_layer_of(value: object, framework: str) -> bool:
+    """Whether something is a layer of `keras` or of `tf_keras`; models are layers, too."""
+    return _descends(value, "Layer", framework)
+
+
+def _descends(value: object, name: str, framework: str) -> bool:
     return any(
-        base.__name__ == "Layer" and base.__module__.partition(".")[0] == framework
-        for base in type(layer).__mro__
+        base.__name__ == name and base.__module__.partition(".")[0] == framework
+        for base in type(value).__mro__
     )
 
 
@@ -99,6 +110,9 @@ def output_layers(model: Layer) -> list[Layer]:
     found = []
     for tensor in getattr(model, "outputs", None) or ():
         found += _sources(tensor)
+    if not found and type(model).__name__ == "Sequential" and model.layers:
+        last = model.layers[-1]  # not built yet
+        return output_layers(last) if is_model(last) else [last]
     return found
 
 
@@ -107,6 +121,12 @@ def inputs_of(layer: Layer) -> list[Layer]:
     nodes = getattr(layer, "_inbound_nodes", None)
     tensors = [] if not nodes else _tensors(nodes[-1])
     return [source for tensor in tensors for source in _sources(tensor)]
+
+
+def consumers_of(layer: Layer) -> list[Any]:
+    """The layers and operations that take a layer's outputs, as far as they are known."""
+    nodes = getattr(layer, "_outbound_nodes", None) or ()
+    return [getattr(node, "operation", None) or getattr(node, "layer", None) for node in nodes]
 
 
 def _sources(tensor: Any) -> list[Layer]:
@@ -131,7 +151,7 @@ def policy_name(layer: Layer) -> str:
 
 def set_policy(layer: Layer, policy: str) -> None:
     """Gives a layer that was made under a mixed policy another one, built or not."""
-    if is_of(layer, "keras"):
+    if is_layer_of(layer, "keras"):
         layer.dtype_policy = policy
     else:
         layer._set_dtype_policy(policy)
@@ -145,6 +165,46 @@ def settle_model(model: Layer) -> None:
     found = {policy_name(place.layer) for place in walk(model)}
     lowest = next((name for name in POLICIES[::-1] if name in found), "float32")
     set_policy(model, lowest)
+
+
+@contextlib.contextmanager
+def listening(keras: Any, hear: Callable[[Layer, bool], None]) -> Iterator[None]:
+    """Calls `hear` with each layer that is made inside, and whether a policy was given to it."""
+    base = keras.layers.Layer
+    init = base.__init__
+
+    @functools.wraps(init)
+    def listening_init(layer: Layer, /, *args: Any, **kwargs: Any) -> None:
+        init(layer, *args, **kwargs)
+        hear(layer, kwargs.get("dtype") is not None)
+
+    # Keras looks at the signature when it makes a layer.
+    listening_init.__signature__ = inspect.signature(init)  # type: ignore[attr-defined]
+    base.__init__ = listening_init
+    try:
+        yield
+    finally:
+        base.__init__ = init
+
+
+@contextlib.contextmanager
+def global_policy(keras: Any, policy: str) -> Iterator[None]:
+    """Layers of a framework that are made inside have this policy."""
+    is_keras_3 = keras.__name__ == "keras"
+    before = keras.config.dtype_policy() if is_keras_3 else keras.mixed_precision.global_policy()
+    set_global_policy(keras, policy)
+    try:
+        yield
+    finally:
+        set_global_policy(keras, before)
+
+
+def set_global_policy(keras: Any, policy: Any) -> None:
+    """Sets the policy of layers of a framework that are made from now on."""
+    if keras.__name__ == "keras":
+        keras.config.set_dtype_policy(policy)
+    else:
+        keras.mixed_precision.set_global_policy(policy)
 
 
 class Patterns:
@@ -175,31 +235,41 @@ class Patterns:
                     "with a backslash."
                 ) from None
 
-    def match(self, place: Place) -> bool:
-        """Whether a pattern means the layer itself."""
-        return any(
-            isinstance(place.layer, pattern)
-            if isinstance(pattern, type)
-            else re.fullmatch(pattern, place.path) or re.fullmatch(pattern, place.layer.name)
-            for pattern in self._patterns
-        )
+    def find(self, places: Sequence[Place], is_strict: bool = False) -> set[int]:
+        """The layers that are meant themselves, by `id`.
 
-    def check(self, places: Sequence[Place]) -> None:
-        """Checks that each pattern means something, and a plain name only one layer.
+        Args:
+          places: where to look.
+          is_strict: whether each pattern has to mean something, and a plain name only one layer.
 
         Raises:
           InputError: with near names, or with the paths of all layers that are meant.
         """
+        found: set[int] = set()
         for pattern in self._patterns:
-            found = [place.path for place in places if Patterns([pattern]).match(place)]
-            if not found:
+            meant = _meant(pattern, places)
+            if is_strict and not meant:
                 raise InputError(_no_match(pattern, places))
-            is_plain = isinstance(pattern, str) and pattern == re.sub(r"[^\w/]", "", pattern)
-            if is_plain and len(found) > 1:
+            is_plain = isinstance(pattern, str) and not re.search(r"[^\w/]", pattern)
+            if is_strict and is_plain and len(meant) > 1:
+                paths = ", ".join(place.path for place in meant)
                 raise InputError(
-                    f"{pattern!r} means {len(found)} layers ({', '.join(found)}); name the one by "
-                    f"its path, or all of them as '.*/{pattern}'."
+                    f"{pattern!r} means {len(meant)} layers ({paths}); name the one by its path, "
+                    f"or all of them as '(.*/)?{pattern}'."
                 )
+            found |= {id(place.layer) for place in meant}
+        return found
+
+
+def _meant(pattern: Pattern, places: Sequence[Place]) -> list[Place]:
+    if isinstance(pattern, type):
+        return [place for place in places if isinstance(place.layer, pattern)]
+    exact = [place for place in places if place.path == pattern]
+    return exact or [
+        place
+        for place in places
+        if re.fullmatch(pattern, place.path) or re.fullmatch(pattern, place.layer.name)
+    ]
 
 
 def _no_match(pattern: Pattern, places: Sequence[Place]) -> str:

@@ -1,18 +1,4 @@
-"""Which layers of a Keras model compute in half precision.
-
-Variables are float32 throughout; layers differ in what they cast them and their inputs to. Some
-layers stay in float32 unless half precision is worth nothing without them, because they lose by
-it and cost little:
-
-- outputs, and layers with a softmax: eight bits of logits do not tell classes apart, and
-  probabilities near 0 vanish in the loss
-- averages over whole images or sequences, which add up many values
-- normalisation that does not compute its statistics in float32 by itself; batch, layer and group
-  normalisation of Keras do
-
-Source: Micikevicius et al. 2018, "Mixed Precision Training" (arXiv 1710.03740), and the guide
-https://www.tensorflow.org/guide/mixed_precision.
-"""
+"""Half precision in training code: a scope for new models, a copy of those that are there."""
 
 from __future__ import annotations
 
@@ -25,28 +11,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tfopt.errors import InputError
-from tfopt.train import copies
+from tfopt.train import compiling, copies
+from tfopt.train.choice import ALWAYS_FLOAT32, choose
 from tfopt.train.layers import (
     POLICIES,
     Layer,
     Pattern,
     Patterns,
     framework_of,
-    inputs_of,
+    global_policy,
     is_model,
-    output_layers,
+    listening,
     policy_name,
     set_policy,
     settle_model,
     walk,
 )
-
-_STAY = {
-    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "Softmax",
-    "UnitNormalization",
-}  # fmt: skip
-_PASSING = {"Activation", "Flatten", "Reshape", "Softmax"}
-_ATTENTION = {"Attention", "AdditiveAttention", "MultiHeadAttention", "GroupQueryAttention"}
 
 
 def set_precision(model: Layer, policy: str, keep_float32: Sequence[Pattern] = ()) -> Layer:
@@ -78,10 +58,9 @@ def set_precision(model: Layer, policy: str, keep_float32: Sequence[Pattern] = (
             f"Model {model.name!r} is not built: its input shapes are unknown; call it on data "
             "once, or build it inside `with tfopt.precision(…)`."
         )
-    patterns.check(list(walk(model)))
-    copy = copies.copy_with_policies(model, choose([model], policy, patterns), policy)
-    copies.check_runs(model, copy)
-    copies.compile_like(model, copy)
+    names = choose([model], policy, patterns, is_strict=True)
+    copy = copies.copy_with_policies(model, names, policy)
+    compiling.compile_like(model, copy)
     return copy
 
 
@@ -113,7 +92,7 @@ def precision(policy: str, keep_float32: Sequence[Pattern] = ()) -> Iterator[Non
             if name == "keras" or name in sys.modules:
                 stack.enter_context(_applied(importlib.import_module(name), policy, patterns, made))
         yield
-    patterns.check(list(walk(*_settle(made, policy, patterns))))
+    _settle(made, policy, patterns, is_strict=True)
 
 
 def check_policy(policy: str) -> None:
@@ -129,92 +108,44 @@ def check_policy(policy: str) -> None:
         )
 
 
-def choose(roots: Sequence[Layer], policy: str, patterns: Patterns) -> dict[int, str]:
-    """The names of the policies of all layers inside the roots, by `id`."""
-    kept = {id(layer) for root in roots for layer in _heads(root)}
-    names: dict[int, str] = {}
-    inside_attention: set[int] = set()
-    for place in walk(*roots):
-        layer, parent = place.layer, id(place.parent)
-        if parent in inside_attention or type(place.parent).__name__ in _ATTENTION:
-            inside_attention.add(id(layer))  # it makes its softmax precise by itself
-        is_float32 = (
-            names.get(parent) == "float32"
-            or id(layer) in kept
-            or (_loses(layer) and id(layer) not in inside_attention)
-            or patterns.match(place)
-        )
-        names[id(layer)] = "float32" if is_float32 else policy
-    return names
-
-
-def _heads(model: Layer) -> list[Layer]:
-    """Output layers, and those before them as long as these only pass values on."""
-    found, ahead = [], output_layers(model)
-    while ahead:
-        layer = ahead.pop()
-        found.append(layer)
-        if type(layer).__name__ in _PASSING:
-            ahead += inputs_of(layer)
-    return found
-
-
-def _loses(layer: Layer) -> bool:
-    activation = getattr(getattr(layer, "activation", None), "__name__", "")
-    return type(layer).__name__ in _STAY or activation in ("softmax", "log_softmax")
-
-
 @contextlib.contextmanager
 def _applied(
     keras: Any, policy: str, patterns: Patterns, made: list[weakref.ref[Layer]]
 ) -> Iterator[None]:
     """The global policy of a framework, and an ear for the layers made under it."""
-    base, model_class = keras.layers.Layer, keras.Model
-    init, compile_ = base.__init__, model_class.compile
+    trainer = next(found for found in keras.Model.__mro__ if "compile" in vars(found))
+    compile_ = trainer.compile
 
-    @functools.wraps(init)
-    def listening_init(layer: Layer, *args: Any, **kwargs: Any) -> None:
-        init(layer, *args, **kwargs)
+    def hear(layer: Layer, _: bool) -> None:
         made.append(weakref.ref(layer))
+        if type(layer).__name__ in ALWAYS_FLOAT32 and policy_name(layer) == policy:
+            set_policy(layer, "float32")  # it makes constants when it is adapted
 
     @functools.wraps(compile_)
-    def settling_compile(model: Layer, *args: Any, **kwargs: Any) -> None:
+    def settling_compile(model: Layer, /, *args: Any, **kwargs: Any) -> None:
         _settle(made, policy, patterns)
         compile_(model, *args, **kwargs)
 
-    with _global_policy(keras, policy):
-        base.__init__, model_class.compile = listening_init, settling_compile
+    with global_policy(keras, policy), listening(keras, hear):
+        trainer.compile = settling_compile
         try:
             yield
         finally:
-            base.__init__, model_class.compile = init, compile_
+            trainer.compile = compile_
 
 
-@contextlib.contextmanager
-def _global_policy(keras: Any, policy: str) -> Iterator[None]:
-    if keras.__name__ == "keras":
-        get, put = keras.config.dtype_policy, keras.config.set_dtype_policy
-    else:
-        get, put = keras.mixed_precision.global_policy, keras.mixed_precision.set_global_policy
-    before = get()
-    put(policy)
-    try:
-        yield
-    finally:
-        put(before)
-
-
-def _settle(made: Sequence[weakref.ref[Layer]], policy: str, patterns: Patterns) -> list[Layer]:
-    """Turns those of the layers that are to be kept to float32; returns the outermost ones."""
+def _settle(
+    made: Sequence[weakref.ref[Layer]], policy: str, patterns: Patterns, is_strict: bool = False
+) -> None:
+    """Turns those of the layers that are to be kept to float32."""
     layers = [layer for layer in (reference() for reference in made) if layer is not None]
     roots = _outermost(layers)
-    names = choose(roots, policy, patterns)
+    names = choose(roots, policy, patterns, is_strict)
     for place in walk(*roots):
         if names[id(place.layer)] == "float32" and policy_name(place.layer) == policy:
             set_policy(place.layer, "float32")
     for root in filter(is_model, roots):
         settle_model(root)
-    return roots
 
 
 def _outermost(layers: Sequence[Layer]) -> list[Layer]:

@@ -1,0 +1,138 @@
+"""New statistics for batch normalisation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tfopt.errors import InputError
+from tfopt.train.layers import Layer, framework_of, walk
+
+_CLASSES = {"BatchNormalization", "SyncBatchNormalization"}
+
+
+def reestimate_batchnorm(model: Layer, data: Any, batch_size: int = 64) -> None:
+    """Replaces the moving statistics of batch normalisation by those of data, in place.
+
+    The moving averages that training leaves lag behind the weights, the more so the higher the
+    momentum is, and they are those of the precision that was trained in. Labels are not needed and
+    weights do not change. It costs one forward pass over the data; some thousand examples will do.
+
+    Batches are normalised by their own statistics meanwhile, and everything else (dropout) works
+    as in inference. Means and variances are those of all examples together, not averages over
+    batches. Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576),
+    section 3.
+
+    Args:
+      model: a built Keras 3 or tf_keras model. When anything fails it is as it was.
+      data: as `fit` takes it: an array or a list or dictionary of arrays of shape
+        (examples, …), or an iterable of batches such as a `tf.data.Dataset`. Of tuples, which
+        hold labels, the first part is taken.
+      batch_size: of arrays; the larger, the nearer to inference.
+
+    Raises:
+      InputError: when the model has no batch normalisation, or the data have no two examples or
+        lead to values that are not finite.
+    """
+    framework_of(model)
+    layers = [place.layer for place in walk(model) if type(place.layer).__name__ in _CLASSES]
+    if not layers:
+        raise InputError(f"Model {model.name!r} has no batch normalisation to estimate anew.")
+    before = [_statistics(layer) for layer in layers]
+    try:
+        with contextlib.ExitStack() as stack:
+            sums = [stack.enter_context(_summed(layer)) for layer in layers]
+            num_examples = 0
+            for batch in _batches(data, batch_size):
+                model(batch, training=False)
+                num_examples += len(_leaves(batch)[0])
+        if num_examples < 2:
+            raise InputError(f"The data have {num_examples} examples; expected hundreds.")
+        for layer, found in zip(layers, sums, strict=True):
+            if not found.num_values:
+                continue  # not used in inference
+            mean = found.total / found.num_values
+            variance = found.squares / found.num_values - mean**2
+            if not np.all(np.isfinite(mean) & np.isfinite(variance)):
+                raise InputError(
+                    f"The inputs of layer {layer.name!r} are not finite on these data; expected "
+                    "finite weights and examples."
+                )
+            _assign(layer, mean, np.maximum(variance, 0))
+    except BaseException:
+        for layer, values in zip(layers, before, strict=True):
+            _assign(layer, *values)
+        raise
+
+
+@dataclasses.dataclass
+class _Sums:
+    """Of the values of each channel, and of their squares."""
+
+    total: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    squares: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
+    num_values: int = 0
+
+
+@contextlib.contextmanager
+def _summed(layer: Layer) -> Iterator[_Sums]:
+    """The layer uses the statistics of each batch, which are added up; at each of its places."""
+    call, momentum, trainable = layer.call, layer.momentum, layer.trainable
+    sums = _Sums()
+
+    def training_call(inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        outputs = call(inputs, training=True, **kwargs)
+        mean, variance = _statistics(layer)
+        count = int(np.prod(inputs.shape)) // mean.size
+        sums.total = sums.total + count * mean
+        sums.squares = sums.squares + count * (variance + mean**2)
+        sums.num_values += count
+        return outputs
+
+    layer.call, layer.momentum, layer.trainable = training_call, 0.0, True
+    try:
+        yield sums
+    finally:
+        del layer.call
+        layer.momentum, layer.trainable = momentum, trainable
+
+
+def _statistics(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        np.asarray(layer.moving_mean).astype(np.float64),
+        np.asarray(layer.moving_variance).astype(np.float64),
+    )
+
+
+def _assign(layer: Layer, mean: np.ndarray, variance: np.ndarray) -> None:
+    layer.moving_mean.assign(mean.astype(np.float32))
+    layer.moving_variance.assign(variance.astype(np.float32))
+
+
+def _batches(data: Any, batch_size: int) -> Iterator[Any]:
+    if isinstance(data, tuple):
+        data = data[0]
+    if isinstance(data, (list, tuple, dict)) or hasattr(data, "shape"):
+        for begin in range(0, len(_leaves(data)[0]), batch_size):
+            yield _map(lambda array, at=begin: array[at : at + batch_size], data)
+    else:
+        for batch in data:
+            yield batch[0] if isinstance(batch, tuple) else batch
+
+
+def _map(function: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: function(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [function(item) for item in value]
+    return function(value)
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,117 @@
+"""What a model was compiled with, for a copy of it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from tfopt.graph import first_line
+from tfopt.train.copies import custom_objects
+from tfopt.train.layers import Layer, framework_of, policy_name
+
+
+def compile_like(model: Layer, copy: Layer) -> None:
+    """Compiles the copy of a compiled model, with the state of its optimizer.
+
+    The optimizer is wrapped for loss scaling if the copy computes in float16, and only then. What
+    cannot be copied leaves the copy uncompiled, with a warning that says why.
+    """
+    if not getattr(model, "compiled", getattr(model, "_is_compiled", False)):
+        return
+    keras = framework_of(model)
+    is_own = next(found for found in type(model).__mro__ if "compile" in vars(found))
+    try:
+        if is_own.__module__.partition(".")[0] != keras.__name__:
+            raise ValueError(f"{is_own.__name__} has a compile of its own")
+        with keras.utils.custom_object_scope(custom_objects(model)):
+            options = _copied(dict(model._compile_config.config), keras)
+        options["optimizer"] = _scaled(
+            keras, keras.optimizers.get(options["optimizer"]), policy_name(copy) == "mixed_float16"
+        )
+        copy.compile(**options)
+    except Exception as error:
+        warnings.warn(
+            f"The copy of model {model.name!r} is not compiled, since its parts cannot be copied: "
+            f"{first_line(error)}",
+            stacklevel=3,
+        )
+        return
+    _copy_state(model.optimizer, copy.optimizer, copy)
+
+
+def _copied(value: Any, keras: Any) -> Any:
+    """New objects where there is a configuration; functions, names and numbers as they are."""
+    if isinstance(value, dict):
+        return {name: _copied(item, keras) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item, keras) for item in value)
+    if not hasattr(value, "get_config") or isinstance(value, type):
+        return value
+    functions = [getattr(value, name, None) for name in ("fn", "_fn")]
+    own = {
+        found.__name__: found
+        for found in (type(value), *functions)
+        if found is not None and found.__module__.partition(".")[0] != keras.__name__
+    }
+    with keras.utils.custom_object_scope(own):
+        config = keras.saving.serialize_keras_object(value)
+        return keras.saving.deserialize_keras_object(config)
+
+
+def _scaled(keras: Any, optimizer: Any, is_float16: bool) -> Any:
+    """The optimizer with loss scaling, or without.
+
+    It is wrapped here and not by `compile`, so that a file of the model holds it wrapped: Keras
+    does not save the policy of a model, by which it decides when it loads one.
+    """
+    is_scaled = hasattr(optimizer, "inner_optimizer")
+    if is_float16 == is_scaled:
+        return optimizer
+    if is_scaled:
+        return optimizer.inner_optimizer
+    if keras.__name__ == "keras":
+        return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
+    return keras.mixed_precision.LossScaleOptimizer(optimizer)
+
+
+def _copy_state(source: Any, target: Any, model: Layer) -> None:
+    """Copies slots, step, learning rate and loss scale of one optimizer to another."""
+    old, new = (getattr(item, "inner_optimizer", item) for item in (source, target))
+    _build(target, model)
+    before, after = _variables(old), _variables(new)
+    if len(before) == len(after):
+        for value, variable in zip(before, after, strict=True):
+            variable.assign(value)
+    elif int(old.iterations):
+        warnings.warn(
+            f"The state of the optimizer was not copied: {len(before)} variables became "
+            f"{len(after)}.",
+            stacklevel=4,
+        )
+    rates = [getattr(item, "learning_rate", None) for item in (old, new)]
+    if all(hasattr(rate, "assign") for rate in rates):
+        rates[1].assign(rates[0])  # type: ignore[union-attr]
+    for value, variable in zip(_scale_state(source), _scale_state(target), strict=False):
+        variable.assign(value)
+
+
+def _build(optimizer: Any, model: Layer) -> None:
+    """Makes the variables of an optimizer before its first step."""
+    if hasattr(optimizer, "build"):
+        optimizer.build(model.trainable_variables)
+    else:  # a legacy one of tf_keras
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner._create_all_weights(model.trainable_variables)
+
+
+def _variables(optimizer: Any) -> list[Any]:
+    found = optimizer.variables
+    return list(found() if callable(found) else found)
+
+
+def _scale_state(optimizer: Any) -> list[Any]:
+    """The variables of loss scaling; empty where there is none or it was not built yet."""
+    if hasattr(optimizer, "dynamic_scale"):
+        return [optimizer.dynamic_scale, optimizer.step_counter]
+    state = getattr(optimizer, "_loss_scale", None)
+    return [] if state is None else [state.current_loss_scale, state.counter]
