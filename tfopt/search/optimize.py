@@ -14,10 +14,10 @@ from tfopt import source as sources
 from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
 from tfopt.errors import InputError, ResultError
+from tfopt.progress import Progress
 from tfopt.search.budget import Budget
 from tfopt.search.ledger import FILE_NAME as LEDGER
 from tfopt.search.options import Options
-from tfopt.search.progress import Progress
 from tfopt.search.search import Search
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from tfopt.compare.comparison import Comparison
 from tfopt.errors import ConversionError, InputError, ResultError
 from tfopt.isolation import Worker
 from tfopt.measure import accuracy, environment, latency
-from tfopt.search import results, steps
+from tfopt.progress import Progress, duration
+from tfopt.search import interrupts, results, steps
 from tfopt.search.budget import Budget
 from tfopt.search.candidates import plan
 from tfopt.search.ledger import Ledger
 from tfopt.search.options import Options
-from tfopt.search.progress import Progress, duration
 from tfopt.search.remote import RemoteSession
 from tfopt.search.run import Run
 from tfopt.source import Source
@@ -65,6 +65,7 @@ class Search:
         self.folder, self.options, self.progress = folder, options, progress
         self.command = command
         self._best_speedup = 0.0
+        self._raise_interrupt: Callable[[], None] = lambda: None
         self._workers: list[Worker] = []
         # Keras and TensorFlow models need TensorFlow in both; the other formats may not.
         preload = ("tensorflow",) if is_tensorflow else ()
@@ -86,6 +87,7 @@ class Search:
             return time.perf_counter() - sum(worker.startup_s for worker in self._workers)
 
         seconds: dict[str, float] = {}
+        self._raise_interrupt()
         begin = now()
         yield seconds
         seconds["seconds"] = now() - begin
@@ -94,19 +96,8 @@ class Search:
         """Searches from wherever the ledger stands; returns what is in `best/` and the table."""
         begin = time.monotonic()
         try:
-            with self.converter, self.baseline_worker:
-                run = self._prepare(model, data, budget)
-                self._pilot(run)
-                for variant in run.plan.candidates:
-                    self._try(run, variant)
-                    results.write(run)
-                self.converter.close()
-                self._cold_starts(run)
-                finalists = self._final(run)
-            comparison = results.write(run, finalists[0] if finalists else None)
-            best = None
-            if finalists:
-                best = self._ship(run, Variant.parse(finalists[0]))
+            with interrupts.remembered() as self._raise_interrupt:
+                best, comparison = self._stages(model, data, budget)
         except KeyboardInterrupt:
             self.progress.say(
                 f"Interrupted; everything finished is in {self.folder}, go on with --resume."
@@ -117,6 +108,22 @@ class Search:
             shutil.rmtree(self.folder / "data", ignore_errors=True)
         self.progress.say(f"Searched for {duration(time.monotonic() - begin)}.")
         return best, comparison
+
+    def _stages(self, model: Any, data: Any, budget: Budget) -> tuple[Artifact | None, Comparison]:
+        with self.converter, self.baseline_worker:
+            run = self._prepare(model, data, budget)
+            self._pilot(run)
+            for variant in run.plan.candidates:
+                self._try(run, variant)
+                results.write(run)
+            self.converter.close()
+            self._cold_starts(run)
+            finalists = self._final(run)
+        comparison = results.write(run, finalists[0] if finalists else None)
+        self._raise_interrupt()
+        if not finalists:
+            return None, comparison
+        return self._ship(run, Variant.parse(finalists[0])), comparison
 
     # Preparing.
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfopt.search.progress import Progress, duration
+from tfopt.progress import Progress, duration
 
 
 class TestProgress:
