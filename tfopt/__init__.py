@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Artifact": "tfopt.artifact",
+    "BackupAndRestore": "tfopt.train.backup",
     "Budget": "tfopt.search.budget",
     "Comparison": "tfopt.compare.comparison",
     "ConversionError": "tfopt.errors",
@@ -24,6 +25,8 @@ _HOMES = {
     "InputError": "tfopt.errors",
     "OptimizeCallback": "tfopt.callback",
     "PrecisionAdvice": "tfopt.train.recommendation",
+    "PrecisionProfile": "tfopt.train.profile",
+    "PrecisionWatch": "tfopt.train.watch",
     "Result": "tfopt.search.optimize",
     "ResultError": "tfopt.errors",
     "Session": "tfopt.runtimes.base",
@@ -35,6 +38,7 @@ _HOMES = {
     "load": "tfopt.api",
     "optimize": "tfopt.search.optimize",
     "precision": "tfopt.train.precision",
+    "profile_precision": "tfopt.train.profile",
     "recommend_precision": "tfopt.train.recommendation",
     "reestimate_batchnorm": "tfopt.train.batchnorm",
     "runtimes": "tfopt.runtimes",
@@ -43,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "Artifact",
+    "BackupAndRestore",
     "Budget",
     "Comparison",
     "ConversionError",
@@ -50,6 +55,8 @@ __all__ = [
     "InputError",
     "OptimizeCallback",
     "PrecisionAdvice",
+    "PrecisionProfile",
+    "PrecisionWatch",
     "Result",
     "ResultError",
     "Session",
@@ -61,6 +68,7 @@ __all__ = [
     "load",
     "optimize",
     "precision",
+    "profile_precision",
     "recommend_precision",
     "reestimate_batchnorm",
     "runtimes",
@@ -79,9 +87,12 @@ if TYPE_CHECKING:
     from tfopt.runtimes.base import Session
     from tfopt.search.budget import Budget
     from tfopt.search.optimize import Result, optimize
+    from tfopt.train.backup import BackupAndRestore
     from tfopt.train.batchnorm import reestimate_batchnorm
     from tfopt.train.precision import precision, set_precision
+    from tfopt.train.profile import PrecisionProfile, profile_precision
     from tfopt.train.recommendation import PrecisionAdvice, recommend_precision
+    from tfopt.train.watch import PrecisionWatch
     from tfopt.variant import Variant
 
 

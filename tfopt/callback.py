@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tfopt.keras_callback import KerasCallback
 from tfopt.search.budget import Budget
 from tfopt.search.optimize import Result, optimize
 
-if TYPE_CHECKING:
-    _Base: Any = object
-else:
-    # One class serves `fit` of Keras 3 and, where that is in use, of tf_keras.
-    _Callback = importlib.import_module("keras").callbacks.Callback
-    _legacy = sys.modules.get("tf_keras")
-    _bases = [_Callback] if _legacy is None else [_Callback, _legacy.callbacks.Callback]
-    _Base = type("_Base", tuple(dict.fromkeys(_bases)), {})
 
-
-class OptimizeCallback(_Base):
+class OptimizeCallback(KerasCallback):
     """Runs `tfopt.optimize` on the model when `fit` ends; `result` has the outcome.
 
         best = tfopt.OptimizeCallback((x_test, y_test), output_dir="optimized")

@@ -18,14 +18,14 @@ import dataclasses
 import itertools
 import random
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from tfopt.errors import InputError
 from tfopt.measure import environment, statistics
-from tfopt.runtimes.base import Arrays, Session
+from tfopt.runtimes.base import Arrays
 
 BLOCK_S = 0.04  # about as long as the scheduler takes to spread threads over the cores again
 MAX_BLOCK_CALLS = 200
@@ -117,15 +117,23 @@ class Timer(Protocol):
         """
 
 
+class Runnable(Protocol):
+    """A session, or something else that runs."""
+
+    @property
+    def run(self) -> Callable[[Arrays], Any]:
+        """Runs on one batch of inputs and returns when the outputs are there."""
+
+
 class SessionTimer:
     """Times a session of this process, with real inputs in turn."""
 
-    def __init__(self, session: Session, batches: Sequence[Arrays]):
+    def __init__(self, session: Runnable, batches: Sequence[Arrays]):
         self.use(session)
         self._num_batches = len(batches)
         self._batches = itertools.cycle(batches)
 
-    def use(self, session: Session) -> None:
+    def use(self, session: Runnable) -> None:
         """Goes on with another session of the same model, and with the next inputs."""
         self._run = session.run
 

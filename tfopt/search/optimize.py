@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from tfopt import source as sources
 from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
 from tfopt.errors import InputError, ResultError
+from tfopt.output_folder import Contents
 from tfopt.progress import Progress
 from tfopt.search.budget import Budget
 from tfopt.search.ledger import FILE_NAME as LEDGER
@@ -25,9 +24,11 @@ if TYPE_CHECKING:
 
     from tfopt.runtimes.base import Session
 
-CONTENTS = (
-    "artifacts", "best", "data", "evaluations", "logs", "source", "source_export", "timings",
-    LEDGER, "results.csv", "results.json", "report.html",
+CONTENTS = Contents(
+    "artifacts", "best", "data", "diagnoses", "evaluations", "logs", "source", "source_export",
+    "timings", LEDGER, "results.csv", "results.json", "report.html",
+    # A search that ended before its ledger began leaves logs behind.
+    state=LEDGER, marks=(LEDGER, "logs/convert.log"),
 )  # fmt: skip
 # Names of flags that differ from those of fields.
 FLAGS = {
@@ -116,7 +117,7 @@ def optimize(
     chosen = Options(**options)
     if isinstance(model, (str, Path)):
         model = sources.check_path(model)
-    folder = claim_folder(Path(output_dir), resume, overwrite)
+    folder = CONTENTS.claim(Path(output_dir), resume, overwrite)
     is_tensorflow = not (isinstance(model, Path) and model.suffix in (".tflite", ".onnx"))
     budget = budget or Budget()
     command = _command(model, data, folder, budget, chosen)
@@ -138,56 +139,3 @@ def _command(model: Any, data: Any, folder: Path, budget: Budget, options: Optio
                     ",".join(found) if isinstance(found, tuple) else found
                 )
     return shlex.join(["tfopt", "optimize", *(f"--{k}={v}" for k, v in given.items())])
-
-
-def claim_folder(folder: Path, resume: bool, overwrite: bool) -> Path:
-    """Makes the output folder, and empties it if that was asked for.
-
-    Raises:
-      InputError: when it holds something and neither was asked for, holds what tfopt did not
-        write, or cannot be written.
-    """
-    folder = folder.absolute()
-    if resume and overwrite:
-        raise InputError("--resume and --overwrite exclude each other; give one.")
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file; --output_dir must be a folder.")
-        is_full = folder.exists() and any(folder.iterdir())
-        if resume and not (folder / LEDGER).is_file():
-            raise InputError(f"Nothing to resume in {folder}: it holds no {LEDGER}.")
-        if is_full and overwrite:
-            _empty(folder)
-        elif is_full and not resume:
-            raise InputError(
-                f"{folder} is not empty; give --resume to go on with it, --overwrite to start "
-                "again, or another --output_dir."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-{time.monotonic_ns()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}); name another --output_dir."
-        ) from error
-    return folder
-
-
-def _empty(folder: Path) -> None:
-    """Deletes what a search wrote, and only that.
-
-    A search that ended before its ledger began leaves logs and source behind, so that one of the
-    two must be there.
-    """
-    if not ((folder / LEDGER).is_file() or (folder / "logs" / "convert.log").is_file()):
-        raise InputError(
-            f"{folder} was not written by tfopt, so --overwrite leaves it alone; name another "
-            "--output_dir."
-        )
-    for name in CONTENTS:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.errors import InputError
+from tfopt.train.batches import batches, leaves
 from tfopt.train.layers import Layer, framework_of, walk
 
 _CLASSES = {"BatchNormalization", "SyncBatchNormalization"}
@@ -47,9 +48,9 @@ def reestimate_batchnorm(model: Layer, data: Any, batch_size: int = 64) -> None:
         with contextlib.ExitStack() as stack:
             sums = [stack.enter_context(_summed(layer)) for layer in layers]
             num_examples = 0
-            for batch in _batches(data, batch_size):
+            for batch in batches(data, batch_size):
                 model(batch, training=False)
-                num_examples += len(_leaves(batch)[0])
+                num_examples += len(leaves(batch)[0])
         if num_examples < 2:
             raise InputError(f"The data have {num_examples} examples; expected hundreds.")
         for layer, found in zip(layers, sums, strict=True):
@@ -111,28 +112,3 @@ def _statistics(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
 def _assign(layer: Layer, mean: np.ndarray, variance: np.ndarray) -> None:
     layer.moving_mean.assign(mean.astype(np.float32))
     layer.moving_variance.assign(variance.astype(np.float32))
-
-
-def _batches(data: Any, batch_size: int) -> Iterator[Any]:
-    if isinstance(data, tuple):
-        data = data[0]
-    if isinstance(data, (list, tuple, dict)) or hasattr(data, "shape"):
-        for begin in range(0, len(_leaves(data)[0]), batch_size):
-            yield _map(lambda array, at=begin: array[at : at + batch_size], data)
-    else:
-        for batch in data:
-            yield batch[0] if isinstance(batch, tuple) else batch
-
-
-def _map(function: Any, value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: function(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [function(item) for item in value]
-    return function(value)
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return list(value) if isinstance(value, (list, tuple)) else [value]

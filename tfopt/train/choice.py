@@ -44,23 +44,43 @@ def choose(
     Raises:
       InputError: when `is_strict` and a pattern means nothing, or a plain name several layers.
     """
+    kept = why_float32(roots, patterns, is_strict)
+    return {
+        id(place.layer): "float32" if id(place.layer) in kept else policy for place in walk(*roots)
+    }
+
+
+def why_float32(
+    roots: Sequence[Layer], patterns: Patterns, is_strict: bool = False
+) -> dict[int, str]:
+    """Why layers stay in float32, by `id`; the others are not in it.
+
+    Raises:
+      InputError: as `choose` does.
+    """
     places = list(walk(*roots))
-    kept = patterns.find(places, is_strict)
-    kept |= {id(layer) for root in roots for layer in _heads(root)}
-    names: dict[int, str] = {}
+    asked = patterns.find(places, is_strict)
+    heads = {id(layer) for root in roots for layer in _heads(root)}
+    reasons: dict[int, str] = {}
     inside_attention: set[int] = set()
     for place in places:
         layer, parent = place.layer, id(place.parent)
         if parent in inside_attention or type(place.parent).__name__ in _ATTENTION:
             inside_attention.add(id(layer))  # it makes its softmax precise by itself
-        is_float32 = (
-            names.get(parent) == "float32"
-            or id(layer) in kept
-            or type(layer).__name__ in ALWAYS_FLOAT32
-            or (_loses(layer) and id(layer) not in inside_attention and _is_cast_for(place))
-        )
-        names[id(layer)] = "float32" if is_float32 else policy
-    return names
+        if id(layer) in asked:
+            reason = "asked for"
+        elif id(layer) in heads:
+            reason = "makes the outputs"
+        elif parent in reasons:
+            reason = reasons[parent]
+        elif type(layer).__name__ in ALWAYS_FLOAT32:
+            reason = "computes statistics"
+        elif id(layer) not in inside_attention and (loss := _loss(layer)) and _is_cast_for(place):
+            reason = loss
+        else:
+            continue
+        reasons[id(layer)] = reason
+    return reasons
 
 
 def _heads(model: Layer) -> list[Layer]:
@@ -74,10 +94,13 @@ def _heads(model: Layer) -> list[Layer]:
     return found
 
 
-def _loses(layer: Layer) -> bool:
+def _loss(layer: Layer) -> str | None:
+    """What a layer would lose by half precision, or None."""
     activation = getattr(getattr(layer, "activation", None), "__name__", "")
     name = type(layer).__name__
-    return name == "Softmax" or name in _AVERAGES or activation in ("softmax", "log_softmax")
+    if name == "Softmax" or activation in ("softmax", "log_softmax"):
+        return "is a softmax: small probabilities would vanish"
+    return "adds up many values" if name in _AVERAGES else None
 
 
 def _is_cast_for(place: Place) -> bool:

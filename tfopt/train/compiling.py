@@ -8,6 +8,7 @@ from typing import Any
 from tfopt.graph import first_line
 from tfopt.train.copies import custom_objects
 from tfopt.train.layers import Layer, framework_of, policy_name
+from tfopt.train.loss_scaling import scale_state, with_scaling
 
 
 def compile_like(model: Layer, copy: Layer) -> None:
@@ -25,7 +26,7 @@ def compile_like(model: Layer, copy: Layer) -> None:
             raise ValueError(f"{is_own.__name__} has a compile of its own")
         with keras.utils.custom_object_scope(custom_objects(model)):
             options = _copied(dict(model._compile_config.config), keras)
-        options["optimizer"] = _scaled(
+        options["optimizer"] = with_scaling(
             keras, keras.optimizers.get(options["optimizer"]), policy_name(copy) == "mixed_float16"
         )
         copy.compile(**options)
@@ -58,22 +59,6 @@ def _copied(value: Any, keras: Any) -> Any:
         return keras.saving.deserialize_keras_object(config)
 
 
-def _scaled(keras: Any, optimizer: Any, is_float16: bool) -> Any:
-    """The optimizer with loss scaling, or without.
-
-    It is wrapped here and not by `compile`, so that a file of the model holds it wrapped: Keras
-    does not save the policy of a model, by which it decides when it loads one.
-    """
-    is_scaled = hasattr(optimizer, "inner_optimizer")
-    if is_float16 == is_scaled:
-        return optimizer
-    if is_scaled:
-        return optimizer.inner_optimizer
-    if keras.__name__ == "keras":
-        return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
-    return keras.mixed_precision.LossScaleOptimizer(optimizer)
-
-
 def _copy_state(source: Any, target: Any, model: Layer) -> None:
     """Copies slots, step, learning rate and loss scale of one optimizer to another."""
     old, new = (getattr(item, "inner_optimizer", item) for item in (source, target))
@@ -91,7 +76,7 @@ def _copy_state(source: Any, target: Any, model: Layer) -> None:
     rates = [getattr(item, "learning_rate", None) for item in (old, new)]
     if all(hasattr(rate, "assign") for rate in rates):
         rates[1].assign(rates[0])  # type: ignore[union-attr]
-    for value, variable in zip(_scale_state(source), _scale_state(target), strict=False):
+    for value, variable in zip(scale_state(source), scale_state(target), strict=False):
         variable.assign(value)
 
 
@@ -107,11 +92,3 @@ def _build(optimizer: Any, model: Layer) -> None:
 def _variables(optimizer: Any) -> list[Any]:
     found = optimizer.variables
     return list(found() if callable(found) else found)
-
-
-def _scale_state(optimizer: Any) -> list[Any]:
-    """The variables of loss scaling; empty where there is none or it was not built yet."""
-    if hasattr(optimizer, "dynamic_scale"):
-        return [optimizer.dynamic_scale, optimizer.step_counter]
-    state = getattr(optimizer, "_loss_scale", None)
-    return [] if state is None else [state.current_loss_scale, state.counter]

@@ -13,6 +13,7 @@ from tfopt.graph import first_line
 from tfopt.train.layers import (
     POLICIES,
     Layer,
+    Place,
     framework_of,
     global_policy,
     listening,
@@ -65,22 +66,26 @@ def _made_again(model: Layer, names: Mapping[int, str], policy: str) -> Layer:
             is_in_sequential = config["class_name"] == "Sequential"
             _rewrite(value, "", by_path, policy, is_keras_3, is_in_sequential)
         copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
-    old, new = list(walk(model)), list(walk(copy))
-    originals = {place.path: place.layer for place in old}
-    is_alike = [type(place.layer) for place in old] == [type(place.layer) for place in new]
-    for index, place in enumerate(new):
-        # Layers without a name of the user's are named anew.
-        origin = old[index].layer if is_alike else originals.get(place.path)
-        wanted = names.get(id(origin), policy)
+    for place, origin in matched(copy, model):
+        wanted = policy if origin is None else names.get(id(origin.layer), policy)
         if policy_name(place.layer) in POLICIES and policy_name(place.layer) != wanted:
             set_policy(place.layer, wanted)
         if origin is not None:
-            _copy_vocabulary(origin, place.layer)
+            _copy_vocabulary(origin.layer, place.layer)
     copy.set_weights(model.get_weights())
-    for place in new:
+    for place in walk(copy):
         if type(place.layer).__name__ == "Normalization":
             place.layer.finalize_state()  # its constants come from weights
     return copy
+
+
+def matched(copy: Layer, model: Layer) -> list[tuple[Place, Place | None]]:
+    """The layers inside a copy, each with what it was made from, as far as that is known."""
+    new, old = list(walk(copy)), list(walk(model))
+    if [type(place.layer) for place in old] == [type(place.layer) for place in new]:
+        return list(zip(new, old, strict=True))  # layers without a name may be named anew
+    by_path = {place.path: place for place in old}
+    return [(place, by_path.get(place.path)) for place in new]
 
 
 @contextlib.contextmanager

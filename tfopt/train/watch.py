@@ -1,0 +1,435 @@
+"""Watching gradients while a model trains in half precision."""
+
+from __future__ import annotations
+
+import collections
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfopt.errors import InputError
+from tfopt.keras_callback import KerasCallback
+from tfopt.train.layers import Layer, framework_of, walk
+from tfopt.train.loss_scaling import is_scaled, scale_variable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EVERY = 100
+MAX_OVERFLOWS = 30  # in a row: by then the scale has been divided by 10⁹
+MAX_NOT_FINITE = 3  # in a row without loss scaling, where the first spoils the weights
+MAX_ZERO_STEPS = 20  # in a row, of all gradients
+
+_SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126}
+
+
+class PrecisionWatch(KerasCallback):
+    """Records what half precision does to gradients, and stops when training cannot work.
+
+        model.fit(…, callbacks=[tfopt.PrecisionWatch()])
+
+    For Keras 3 and tf_keras models. It looks at the gradients that the optimizer gets, so that
+    there is no second backward pass; it costs a look at each gradient, which is little beside the
+    step that made it. Loss scaling goes on as it is.
+
+    A gradient underflows when it is not 0 and its absolute value, loss scale included, is below the
+    smallest normal number of the dtype that its layer computes in (2^-14 in float16, 2^-126 in
+    bfloat16 and float32): it has lost bits. Below 2^-24 float16 has only 0, so that shares of zeros
+    that grow with the depth of a layer are a sign of underflow, too; units that are never active
+    have zeros as well. Source: Micikevicius et al. 2018, "Mixed Precision Training" (arXiv
+    1710.03740), section 3.2.
+
+    At the end of an epoch the logs get `loss_scale` (if there is one), `overflow_steps` (steps of
+    the epoch with gradients that were not finite), `zero_gradients` and `underflowing_gradients`
+    (shares of all gradients of the epoch, 0…1). A `TensorBoard` or `CSVLogger` callback that comes
+    after this one writes them, too.
+
+    Training is stopped, with a warning that says why and what to do, when 30 steps in a row
+    overflowed in spite of loss scaling, 3 without it were not finite, or all gradients of 20 steps
+    were 0.
+
+    Args:
+      every: batches between two looks at what was counted, which wait for the device.
+      log_dir: folder for TensorBoard; gets the same figures at each look, and by layer.
+
+    Attributes:
+      problem: why training was stopped, or None.
+
+    Raises:
+      InputError: when `every` is below 1; when training begins, for an optimizer that is none of
+        Keras's.
+    """
+
+    def __init__(self, every: int = EVERY, log_dir: str | Path | None = None):
+        super().__init__()
+        if every < 1:
+            raise InputError(f"every is {every}; expected a number of batches, such as {EVERY}.")
+        self.problem: str | None = None
+        self._every, self._log_dir = every, log_dir
+        self._rows: list[dict[str, float]] = []
+        self._counts: _Counts | None = None
+        self._writer: Any = None
+        self._step = 0
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a look: `step`, `loss_scale` and the figures of the steps since the last look.
+
+        `overflow_steps`, `zero_gradients` and `underflowing_gradients` are as in the logs.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self._rows)
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row a layer with weights, of the last epoch, or of this one before it ends.
+
+        Columns: `layer` (its path), `dtype` (that it computes in), `zero_gradients`,
+        `underflowing_gradients` (shares, 0…1) and `overflow_steps`.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([] if self._counts is None else self._counts.by_layer())
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Puts itself between the model and its optimizer."""
+        framework_of(self.model)
+        optimizer = self.model.optimizer
+        name = "apply" if hasattr(optimizer, "apply") else "apply_gradients"
+        if not hasattr(optimizer, name):
+            raise InputError(
+                f"The optimizer is a {type(optimizer).__name__}; expected one of Keras or tf_keras."
+            )
+        self.problem, self._rows, self._step = None, [], 0
+        with self.model.distribute_strategy.scope():
+            self._counts = _Counts(self.model)
+        _warn_without_scaling(self.model, self._counts)
+        _listen(optimizer, name, self._counts.add)
+        self.model.make_train_function(force=True)
+        if self._log_dir is not None:
+            import tensorflow as tf
+
+            self._writer = tf.summary.create_file_writer(str(self._log_dir))
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Leaves the optimizer as it was."""
+        optimizer = self.model.optimizer
+        for name in ("apply", "apply_gradients"):
+            if name in vars(optimizer):
+                delattr(optimizer, name)
+        self.model.train_function = None  # traced with this callback in it
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Starts to count anew."""
+        assert self._counts is not None
+        self._counts.start_epoch()
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Looks at what was counted, every so many batches."""
+        self._step += 1
+        if self._step % self._every == 0:
+            self._look()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the figures of the epoch to the logs."""
+        self._look()
+        assert self._counts is not None
+        if logs is not None:
+            logs.update(self._with_scale(self._counts.of_epoch.shares()))
+
+    def _with_scale(self, figures: dict[str, float]) -> dict[str, float]:
+        scale = scale_variable(self.model.optimizer)
+        return figures if scale is None else {"loss_scale": float(np.asarray(scale)), **figures}
+
+    def _look(self) -> None:
+        counts = self._counts
+        assert counts is not None
+        since = counts.read()
+        if not since.num_steps:
+            return
+        row = {"step": self._step, **self._with_scale(since.shares())}
+        self._rows.append(row)
+        self._write(row)
+        if self.problem is None:
+            scale = row.get("loss_scale")
+            bad = [place for place, sums in zip(counts.places, since.sums, strict=True) if sums[2]]
+            self.problem = find_problem(
+                bad_streak=counts.bad_streak,
+                bad=bad,
+                zero_streak=counts.zero_streak,
+                is_float16=any(dtype == "float16" for _, dtype in counts.places),
+                loss_scale=scale,
+            )
+            if self.problem is not None:
+                self.model.stop_training = True
+                warnings.warn(f"Training was stopped. {self.problem}", stacklevel=2)
+
+    def _write(self, row: Mapping[str, float]) -> None:
+        if self._writer is None:
+            return
+        import tensorflow as tf
+
+        assert self._counts is not None
+        with self._writer.as_default(step=self._step):
+            for name, value in row.items():
+                if name != "step":
+                    tf.summary.scalar(f"precision/{name}", value)
+            for layer in self._counts.by_layer():
+                for name in ("zero_gradients", "underflowing_gradients", "overflow_steps"):
+                    tf.summary.scalar(f"{name}/{layer['layer']}", layer[name])
+        self._writer.flush()
+
+
+class Tally:
+    """Sums over steps, for each variable.
+
+    Attributes:
+      num_steps: that were counted.
+      num_overflows: steps in which some gradient was not finite.
+      sums: array of shape (variables, 3), float64: shares of zeros, shares of underflowing
+        gradients, and steps in which not all were finite.
+      sizes: elements of each variable.
+    """
+
+    def __init__(self, sizes: Sequence[int]):
+        self.num_steps = self.num_overflows = 0
+        self.sums = np.zeros((len(sizes), 3))
+        self.sizes = np.asarray(sizes, np.float64)
+
+    def shares(self) -> dict[str, float]:
+        """Figures of all variables together."""
+        steps = max(1, self.num_steps)
+        zeros, small, _ = (self.sums * self.sizes[:, None]).sum(0) / self.sizes.sum() / steps
+        return {
+            "overflow_steps": float(self.num_overflows),
+            "zero_gradients": float(zeros),
+            "underflowing_gradients": float(small),
+        }
+
+
+def find_problem(
+    *,
+    bad_streak: int,
+    bad: Sequence[tuple[str, str]],
+    zero_streak: int,
+    is_float16: bool,
+    loss_scale: float | None,
+) -> str | None:
+    """Why training cannot work, and what to do; None if it may.
+
+    Args:
+      bad_streak: steps up to the last one without a break in which some gradient was not finite.
+      bad: paths of the layers that had them, and the dtypes that these compute in.
+      zero_streak: such steps in which all gradients were 0.
+      is_float16: whether some layer computes in float16.
+      loss_scale: at the last step; None without loss scaling.
+    """
+    dtypes = {dtype for _, dtype in bad}
+    what = f"The gradients of {_named(bad)} ({' and '.join(sorted(dtypes))}) were not finite"
+    if loss_scale is not None and bad_streak >= MAX_OVERFLOWS:
+        return (
+            f"{what} in the last {bad_streak} steps, and the loss scale fell to {loss_scale:.3g}: "
+            "keep the first of these layers in float32 (keep_float32=…), train in mixed_bfloat16, "
+            "or look for a value in the data or the loss that is not finite."
+        )
+    if loss_scale is None and bad_streak >= MAX_NOT_FINITE:
+        other = ", train in mixed_bfloat16 (which has the range of float32)" * is_float16
+        return (
+            f"{what} in the last {bad_streak} steps, and neither are the weights now: lower the "
+            f"learning rate, clip the gradients{other}, or look for a value in the data or the "
+            "loss that is not finite."
+        )
+    if zero_streak >= MAX_ZERO_STEPS:
+        advice = "look at the loss, which does not depend on the weights"
+        if is_float16 and loss_scale is None:
+            advice = (
+                "float16 needs loss scaling, so wrap the optimizer in LossScaleOptimizer, or use "
+                "tfopt.set_precision on a compiled model"
+            )
+        return f"All gradients of the last {zero_streak} steps were 0: {advice}."
+    return None
+
+
+class _Counts:
+    """Counters on the device, by variable, and what was read of them."""
+
+    def __init__(self, model: Layer):
+        import tensorflow as tf
+
+        inside = {
+            id(variable): (place.path, str(place.layer.compute_dtype))
+            for place in walk(model)
+            for variable in place.layer.trainable_weights
+        }  # the innermost layer comes last
+        self.variables = list(model.trainable_variables)
+        own = (model.name, str(model.compute_dtype))
+        self.places = [inside.get(id(variable), own) for variable in self.variables]
+        self._index = {id(variable): index for index, variable in enumerate(self.variables)}
+        self._scale = lambda: scale_variable(model.optimizer)
+        # Optimizers of tf_keras get gradients that are divided by the loss scale already.
+        self._is_unscaled = framework_of(model).__name__ == "tf_keras" and is_scaled(
+            model.optimizer
+        )
+
+        def zeros(*shape: int, aggregation: Any) -> Any:
+            return tf.Variable(
+                tf.zeros(shape),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=aggregation,
+            )
+
+        mean, first = tf.VariableAggregation.MEAN, tf.VariableAggregation.ONLY_FIRST_REPLICA
+        self._sums = zeros(len(self.variables), 3, aggregation=mean)
+        self._steps = zeros(2, aggregation=mean)  # all, and those that were not finite
+        self._streaks = zeros(2, aggregation=first)  # not finite, and zeros only
+        sizes = [int(np.prod(variable.shape)) for variable in self.variables]
+        self._new = lambda: Tally(sizes)
+        self.bad_streak = self.zero_streak = 0
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        self.read()
+        self.of_epoch = self._new()
+
+    def add(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+        """Counts one step; traced into the training step."""
+        import tensorflow as tf
+
+        scale = self._scale() if self._is_unscaled else None
+        rows: list[Any] = [None] * len(self.variables)
+        for gradient, variable in zip(gradients, variables, strict=True):
+            index = self._index.get(id(variable))
+            if gradient is None or index is None:
+                continue
+            smallest = _SMALLEST_NORMAL[self.places[index][1]]
+            rows[index] = count(gradient, smallest, scale)
+        if all(row is None for row in rows):
+            return
+        is_bad = tf.reduce_max([row[2] for row in rows if row is not None])
+        is_zero = tf.cast(
+            tf.reduce_all([row[0] == 1 for row in rows if row is not None]), "float32"
+        )
+        self._sums.assign_add(tf.stack([tf.zeros(3) if row is None else row for row in rows]))
+        self._steps.assign_add(tf.stack([1.0, is_bad]))
+        self._streaks.assign((self._streaks + 1.0) * tf.stack([is_bad, is_zero]))
+
+    def read(self) -> Tally:
+        """What was counted since the last time."""
+        tally = self._new()
+        tally.sums = np.asarray(self._sums.read_value(), np.float64)
+        steps = np.asarray(self._steps.read_value())
+        tally.num_steps, tally.num_overflows = int(steps[0]), math.ceil(steps[1])
+        self.bad_streak, self.zero_streak = map(int, np.asarray(self._streaks.read_value()))
+        self._sums.assign(np.zeros(self._sums.shape, np.float32))
+        self._steps.assign(np.zeros(2, np.float32))
+        if hasattr(self, "of_epoch"):
+            self.of_epoch.num_steps += tally.num_steps
+            self.of_epoch.num_overflows += tally.num_overflows
+            self.of_epoch.sums += tally.sums
+        return tally
+
+    def by_layer(self) -> list[dict[str, Any]]:
+        """Figures of the epoch; the variables of a layer weigh as much as they have elements."""
+        tally = self.of_epoch
+        rows: dict[str, list[int]] = collections.defaultdict(list)
+        for index, (path, _) in enumerate(self.places):
+            rows[path].append(index)
+        found = []
+        for path, indices in rows.items():
+            zeros, small, _ = np.average(
+                tally.sums[indices], axis=0, weights=tally.sizes[indices]
+            ) / max(1, tally.num_steps)
+            found.append(
+                {
+                    "layer": path,
+                    "dtype": self.places[indices[0]][1],
+                    "zero_gradients": zeros,
+                    "underflowing_gradients": small,
+                    "overflow_steps": int(tally.sums[indices, 2].max()),
+                }
+            )
+        return found
+
+
+def count(gradient: Any, smallest: float, scale: Any = None) -> Any:
+    """Share of zeros, share of underflowing values and whether one is not finite (0 or 1).
+
+    Args:
+      gradient: tensor of any shape, or slices of one; float32 or half precision.
+      smallest: the smallest normal number of the dtype that it was computed in.
+      scale: what the gradient was divided by since then.
+
+    Returns:
+      Tensor of shape (3,), float32.
+    """
+    import tensorflow as tf
+
+    share_of_rows: Any = 1.0
+    if isinstance(gradient, tf.IndexedSlices):
+        # Rows that were not looked up have no gradient.
+        ones = tf.ones_like(gradient.indices, tf.float32)
+        num_rows = gradient.dense_shape[0]
+        looked_up = tf.math.unsorted_segment_max(ones, gradient.indices, num_rows)
+        share_of_rows = tf.reduce_sum(tf.maximum(looked_up, 0.0)) / tf.cast(num_rows, tf.float32)
+        gradient = gradient.values
+    size = tf.cast(tf.size(gradient), tf.float32)
+    absolute = tf.abs(tf.cast(gradient, tf.float32))
+    limit = smallest if scale is None else smallest / tf.cast(scale, tf.float32)
+    num_others = tf.math.count_nonzero(absolute, dtype=tf.float32)
+    num_zeros = size - num_others
+    num_small = tf.math.count_nonzero(absolute < limit, dtype=tf.float32) - num_zeros
+    is_finite = tf.reduce_all(tf.math.is_finite(absolute))
+    return tf.stack(
+        [
+            1.0 - share_of_rows * num_others / size,
+            share_of_rows * num_small / size,
+            1.0 - tf.cast(is_finite, tf.float32),
+        ]
+    )
+
+
+def _listen(
+    optimizer: Any, name: str, hear: Callable[[Sequence[Any], Sequence[Any]], None]
+) -> None:
+    """Has `hear` called with gradients and variables before the optimizer gets them."""
+    original = getattr(optimizer, name)
+
+    def apply(grads: Any, trainable_variables: Any = None, **kwargs: Any) -> Any:
+        grads = list(grads)
+        hear(grads, trainable_variables or optimizer._trainable_variables)
+        return original(grads, trainable_variables, **kwargs)
+
+    def apply_gradients(grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
+        pairs = list(grads_and_vars)
+        hear([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        return original(pairs, *args, **kwargs)
+
+    setattr(optimizer, name, apply if name == "apply" else apply_gradients)
+
+
+def _warn_without_scaling(model: Layer, counts: _Counts) -> None:
+    if is_scaled(model.optimizer) or getattr(model.optimizer, "loss_scale_factor", None):
+        return
+    layers = [place for place in counts.places if place[1] == "float16"]
+    if layers:
+        warnings.warn(
+            f"{_named(layers)} compute in float16 and the optimizer does not scale the loss, so "
+            "that small gradients become 0: wrap it in LossScaleOptimizer, or use "
+            "tfopt.set_precision on a compiled model.",
+            stacklevel=4,
+        )
+
+
+def _named(places: Sequence[tuple[str, str]]) -> str:
+    paths = list(dict.fromkeys(path for path, _ in places))
+    shown = ", ".join(paths[:3])
+    return shown if len(paths) <= 3 else f"{shown} and {len(paths) - 3} more layers"
