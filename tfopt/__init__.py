@@ -30,10 +30,12 @@ _HOMES = {
     "Result": "tfopt.search.optimize",
     "ResultError": "tfopt.errors",
     "Session": "tfopt.runtimes.base",
+    "Training": "tfopt.train.fine_tune",
     "Variant": "tfopt.variant",
     "benchmark": "tfopt.api",
     "convert": "tfopt.api",
     "diagnose": "tfopt.api",
+    "fine_tune": "tfopt.train.fine_tune",
     "inspect": "tfopt.inspection",
     "load": "tfopt.api",
     "optimize": "tfopt.search.optimize",
@@ -60,10 +62,12 @@ __all__ = [
     "Result",
     "ResultError",
     "Session",
+    "Training",
     "Variant",
     "benchmark",
     "convert",
     "diagnose",
+    "fine_tune",
     "inspect",
     "load",
     "optimize",
@@ -89,6 +93,7 @@ if TYPE_CHECKING:
     from tfopt.search.optimize import Result, optimize
     from tfopt.train.backup import BackupAndRestore
     from tfopt.train.batchnorm import reestimate_batchnorm
+    from tfopt.train.fine_tune import Training, fine_tune
     from tfopt.train.precision import precision, set_precision
     from tfopt.train.profile import PrecisionProfile, profile_precision
     from tfopt.train.recommendation import PrecisionAdvice, recommend_precision

@@ -268,7 +268,7 @@ class _Stream:
         self.num_test: int | None = None
         self.has_weights = isinstance(data, (tuple, list)) and len(data) == 3
         if isinstance(data, (str, Path)):
-            data = _open_text(str(data))
+            data = open_text(str(data))
         if _is_pair_of_pairs(data):
             (x_train, y_train), (x_test, y_test) = data
             data = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
@@ -458,7 +458,12 @@ def _cut(columns: Any, members: dict[str, str]) -> Iterator[Chunk]:
         }
 
 
-def _open_text(text: str) -> Any:
+def open_text(text: str) -> Any:
+    """The .npz file, or what the function returns, that a text names.
+
+    Raises:
+      InputError: when there is none.
+    """
     module, colon, function = text.partition(":")
     if text.endswith(".npz") or not colon or Path(text).exists():
         return NpzFile(Path(text))
@@ -472,6 +477,33 @@ def _open_text(text: str) -> Any:
     data = found()
     # A generator object runs once; the function can be asked again.
     return found if hasattr(data, "__next__") else data
+
+
+def in_memory(data: Any, signature: Signature) -> tuple[Chunk, Chunk | None]:
+    """Reads all examples, for training.
+
+    Args:
+      data: a path to an .npz file, or arrays as `write` takes them.
+      signature: what the model takes.
+
+    Returns:
+      What to train on and what to validate with, by input and `LABELS`; without `…_train` and
+      `…_test` everything is for training.
+
+    Raises:
+      InputError: as `write` does.
+    """
+    stream, fitted = _Stream(data, signature), _Fitter(signature)
+
+    def read(chunks: Iterable[Chunk]) -> Chunk:
+        parts = [fitted(chunk) for chunk in chunks]
+        if not parts:
+            raise InputError("The data holds no examples; at least one is needed to train on.")
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    if stream.train is None:
+        return read(stream.test()), None
+    return read(stream.train()), read(stream.test())
 
 
 def calibration_batches(

@@ -259,7 +259,28 @@ def _import(module: str, flag: str) -> Any:
 
 
 def _export_keras_file(path: Path, folder: Path, custom_objects: str | None) -> Path:
-    """Loads a .keras or .h5 file with Keras 3, or with tf_keras where only that can, exports it."""
+    export(load_keras_file(path, custom_objects, compile=False), folder)
+    return folder
+
+
+def load_keras_file(
+    path: Path,
+    custom_objects: str | None = None,
+    *,
+    compile: bool = True,
+    frameworks: Sequence[str] = ("keras", "tf_keras"),
+) -> Any:
+    """Loads a .keras or .h5 file with Keras 3, or with tf_keras where only that can.
+
+    Args:
+      path: of the file.
+      custom_objects: `package.module` with the classes and functions that it needs.
+      compile: whether the model is to be compiled if it was when it was saved.
+      frameworks: to try, in order.
+
+    Raises:
+      InputError: when none of them can load it.
+    """
     objects = {}
     if custom_objects:
         module = _import(custom_objects, "--custom_objects")
@@ -269,15 +290,12 @@ def _export_keras_file(path: Path, folder: Path, custom_objects: str | None) -> 
             if not key.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
         }
     failures = []
-    for framework in ("keras", "tf_keras"):
+    for framework in frameworks:
         try:
             keras = importlib.import_module(framework)
-            model = keras.models.load_model(path, custom_objects=objects, compile=False)
+            return keras.models.load_model(path, custom_objects=objects, compile=compile)
         except Exception as error:
             failures.append(f"{framework}: {first_line(error)}")
-            continue
-        export(model, folder)
-        return folder
     raise InputError(
         f"{path} cannot be loaded ({'; '.join(failures)}); custom layers come from "
         "--custom_objects=package.module."

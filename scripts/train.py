@@ -1,0 +1,8 @@
+"""Launches `tfopt train`; takes the same flags."""
+
+import sys
+
+from tfopt.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,347 @@
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tfopt
+from tests.train.models import FRAMEWORKS, IMAGES, LABELS, compile_, conv, policies
+from tfopt.train import fine_tune as module
+
+DATA = {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES[:8], "y_test": LABELS[:8]}
+QUIET = {"quiet": True, "batch_size": 8}
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request):
+    return request.param
+
+
+@pytest.fixture
+def model_file(framework, tmp_path):
+    path = tmp_path / "model.keras"
+    compile_(conv(framework), framework, metrics=["accuracy"]).save(path)
+    return path
+
+
+def load(framework, path):
+    return importlib.import_module(framework).models.load_model(path)
+
+
+def test_same_as_fit(framework, model_file, tmp_path):
+    """Against `fit` called by hand, with the same seed."""
+    keras = importlib.import_module(framework)
+    result = tfopt.fine_tune(model_file, DATA, tmp_path / "out", epochs=2, seed=3, **QUIET)
+    model = load(framework, model_file)
+    keras.utils.set_random_seed(3)
+    expected = model.fit(
+        IMAGES, LABELS, batch_size=8, epochs=2, verbose=0,
+        validation_data=(DATA["x_test"], DATA["y_test"]),
+    ).history  # fmt: skip
+    for name, values in expected.items():
+        assert result.history[name] == pytest.approx(values, rel=1e-4)
+    saved = load(framework, tmp_path / "out" / "model.keras")
+    for old, new in zip(model.get_weights(), saved.get_weights(), strict=True):
+        np.testing.assert_allclose(old, new, rtol=1e-4, atol=1e-5)
+    table = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert list(table.epoch) == [1, 2]
+    assert {"loss", "accuracy", "val_loss", "zero_gradients"} <= set(table)
+    assert "loss" in result.summary
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision(framework, model_file, tmp_path, precision):
+    result = tfopt.fine_tune(
+        model_file, DATA, tmp_path / "out", precision=precision, keep_float32=["stem"], **QUIET
+    )
+    saved = load(framework, tmp_path / "out" / "model.keras")
+    found = policies(saved)
+    assert found["hidden"] == precision
+    assert found["stem"] == found["logits"] == "float32"
+    assert hasattr(saved.optimizer, "inner_optimizer") == (precision == "mixed_float16")
+    assert ("loss_scale" in result.history) == (precision == "mixed_float16")
+
+
+def test_layers_are_chosen(framework, model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("tfopt.train.layer_times.MAX_S", 0.1)
+    monkeypatch.setattr("tfopt.train.profile.STEP_MAX_S", 0.5)
+    result = tfopt.fine_tune(
+        model_file, DATA, tmp_path / "out", precision="mixed_bfloat16", max_error=0.1, **QUIET
+    )
+    assert list(pd.read_csv(tmp_path / "out" / "precision.csv").layer) == list(
+        result.profile.table.layer
+    )
+    chosen = result.profile.table.set_index("layer").dtype
+    for path, policy in policies(result.model).items():
+        assert policy.removeprefix("mixed_") == chosen[path]
+
+
+COMMAND = """
+import os, signal, sys
+import {framework} as keras
+from tfopt.commands import main
+
+class Interrupting(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+fit = keras.Model.fit
+keras.Model.fit = lambda self, *args, callbacks, **kwargs: fit(
+    self, *args, callbacks=[*callbacks, Interrupting()], **kwargs)
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def test_interrupted_and_resumed_in_another_precision(framework, model_file, tmp_path):
+    """The epochs before the interruption count, and their figures stay."""
+    np.savez(tmp_path / "data.npz", **DATA)
+    out = tmp_path / "out"
+    flags = [f"--model={model_file}", f"--data={tmp_path / 'data.npz'}", f"--output_dir={out}",
+             "--batch_size=8", "--epochs=3"]  # fmt: skip
+    script = COMMAND.format(framework=framework)
+    interrupted = subprocess.run(
+        [sys.executable, "-c", script, *flags], capture_output=True, text=True
+    )
+    assert interrupted.returncode == 130, interrupted.stderr
+    assert "go on with --resume" in interrupted.stderr
+    assert not (out / "model.keras").exists()
+    before = pd.read_csv(out / "history.csv")
+    assert list(before.epoch) == [1, 2]
+    result = tfopt.fine_tune(
+        model_file, DATA, out, epochs=3, precision="mixed_float16", resume=True, **QUIET
+    )
+    after = pd.read_csv(out / "history.csv")
+    assert list(after.epoch) == [1, 2, 3]
+    pd.testing.assert_frame_equal(after[list(before)].head(2), before)
+    inner = result.model.optimizer.inner_optimizer
+    assert int(inner.iterations) == 12  # of all three epochs
+    assert np.isnan(after.loss_scale[0])
+    assert len(result.history["loss"]) == 3
+
+
+def test_resuming_what_is_finished_changes_nothing(framework, model_file, tmp_path):
+    first = tfopt.fine_tune(model_file, DATA, tmp_path / "out", epochs=2, **QUIET)
+    again = tfopt.fine_tune(model_file, DATA, tmp_path / "out", epochs=2, resume=True, **QUIET)
+    for old, new in zip(first.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert again.history == first.history
+    more = tfopt.fine_tune(model_file, DATA, tmp_path / "out", epochs=3, resume=True, **QUIET)
+    assert more.history["loss"][:2] == first.history["loss"]
+    assert len(more.history["loss"]) == 3
+
+
+@pytest.mark.parametrize(
+    "labels, activation, units, loss",
+    [
+        ("int", "softmax", 4, "sparse_categorical_crossentropy"),
+        ("int", None, 4, "sparse_categorical_crossentropy"),
+        ("int", "sigmoid", 1, "binary_crossentropy"),
+        ("float", None, 2, "mean_squared_error"),
+    ],
+)
+def test_uncompiled_models_get_a_loss_by_their_labels(
+    framework, tmp_path, labels, activation, units, loss
+):
+    keras = importlib.import_module(framework)
+    model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(units, activation)])
+    model.save(tmp_path / "model.keras")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 6)).astype(np.float32)
+    y = (
+        rng.integers(0, units + (units == 1), 16)
+        if labels == "int"
+        else rng.normal(size=(16, units))
+    )
+    result = tfopt.fine_tune(
+        tmp_path / "model.keras", {"x": x, "y": y}, tmp_path / "out", learning_rate=0.0, **QUIET
+    )
+    outputs = np.asarray(model(x), np.float64)
+    if loss == "mean_squared_error":
+        expected = np.mean((outputs - y) ** 2)
+    elif loss == "binary_crossentropy":
+        expected = -np.mean(np.log(np.where(y[:, None] == 1, outputs, 1 - outputs)))
+    else:
+        if activation is None:
+            outputs = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+        expected = -np.mean(np.log(outputs[np.arange(16), y]))
+    assert result.history["loss"] == [pytest.approx(expected, rel=1e-4)]
+
+
+def batches():
+    import tensorflow as tf
+
+    train = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(8)
+    return train, train.take(1)
+
+
+def test_data_sets(framework, model_file, tmp_path):
+    result = tfopt.fine_tune(
+        model_file, "tests.train.test_fine_tune:batches", tmp_path / "out", quiet=True
+    )
+    assert len(result.history["val_loss"]) == 1
+
+
+def test_several_inputs(framework, tmp_path):
+    keras = importlib.import_module(framework)
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    x = keras.layers.Concatenate()([a, b])
+    model = keras.Model([a, b], keras.layers.Dense(1)(x))
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "model.keras")
+    data = {"a": np.ones((8, 3)), "b": np.ones((8, 2)), "y": np.ones((8, 1))}
+    result = tfopt.fine_tune(tmp_path / "model.keras", data, tmp_path / "out", epochs=2, **QUIET)
+    assert result.history["loss"][1] < result.history["loss"][0]
+
+
+def test_training_that_cannot_work(framework, model_file, tmp_path):
+    data = {"x": np.full_like(IMAGES, np.nan), "y": LABELS}
+    with (
+        pytest.raises(tfopt.ResultError, match=r"Training was stopped.*not finite"),
+        pytest.warns(UserWarning, match="stopped"),
+    ):
+        tfopt.fine_tune(model_file, data, tmp_path / "out", epochs=3, **QUIET)
+    assert not (tmp_path / "out" / "model.keras").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"precision": "half"}, "The policy is 'half'"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"keep_float32": ["sten"], "precision": "mixed_bfloat16"}, "near names are stem"),
+        ({"data": {"x": IMAGES}}, "no labels"),
+        ({"data": {"x": IMAGES[:, :4], "y": LABELS}}, "reshape the data"),
+        ({"data": {"x": IMAGES, "y": np.ones((32, 7))}}, "cannot be trained on these data"),
+        ({"resume": True}, "Nothing to resume"),
+    ],
+)
+def test_wrong_arguments(tmp_path, options, message):
+    path = tmp_path / "model.keras"
+    compile_(conv("keras"), "keras").save(path)
+    with pytest.raises(tfopt.InputError, match=message):
+        tfopt.fine_tune(path, output_dir=tmp_path / "out", **{"data": DATA, **QUIET, **options})
+
+
+def test_wrong_models(tmp_path):
+    (tmp_path / "model.tflite").write_bytes(b"")
+    with pytest.raises(tfopt.InputError, match=r"cannot be trained; expected a \.keras or \.h5"):
+        tfopt.fine_tune(tmp_path / "model.tflite", DATA, tmp_path / "out")
+    with pytest.raises(tfopt.InputError, match="does not exist"):
+        tfopt.fine_tune(tmp_path / "none.keras", DATA, tmp_path / "out")
+
+
+def test_nothing_is_overwritten_or_mixed(tmp_path):
+    path, out = tmp_path / "model.keras", tmp_path / "out"
+    compile_(conv("keras"), "keras").save(path)
+    tfopt.fine_tune(path, DATA, out, **QUIET)
+    with pytest.raises(tfopt.InputError, match="is not empty"):
+        tfopt.fine_tune(path, DATA, out, **QUIET)
+    with pytest.raises(tfopt.InputError, match="The seed is not that of the run"):
+        tfopt.fine_tune(path, DATA, out, resume=True, seed=1, **QUIET)
+    (out / "mine.txt").write_text("mine")
+    tfopt.fine_tune(path, DATA, out, overwrite=True, **QUIET)
+    assert (out / "mine.txt").read_text() == "mine"
+    assert list(pd.read_csv(out / "history.csv").epoch) == [1]
+
+
+def test_several_devices(framework, tmp_path):
+    """On two processors as on two GPUs; against one."""
+    script = f"""
+import sys
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import {framework} as keras, tfopt
+from tests.train.test_fine_tune import DATA
+from tfopt.train import fine_tune
+model = keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Flatten(),
+                          keras.layers.Dense(8), keras.layers.Dense(4)])
+model.compile(keras.optimizers.SGD(1e-3), "mse")
+model.save("model.keras")
+for devices in (1, 2):
+    fine_tune._strategy = lambda path: (
+        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if devices == 2 else None)
+    data = dict(DATA, y_train=np.ones((32, 4)), y_test=np.ones((8, 4)))
+    result = tfopt.fine_tune("model.keras", data, f"out{{devices}}", epochs=2, batch_size=8,
+                             precision=sys.argv[1], quiet=True)
+    print(*result.history["loss"], result.model.layers[-2].compute_dtype)
+"""
+    for precision, tolerance in (("float32", 1e-4), ("mixed_bfloat16", 0.02)):
+        folder = tmp_path / precision
+        folder.mkdir()
+        environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+        found = subprocess.run(
+            [sys.executable, "-c", script, precision],
+            cwd=folder, capture_output=True, text=True, env=environment,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr[-3000:]
+        one, two = (line.split() for line in found.stdout.splitlines()[-2:])
+        assert [float(x) for x in two[:2]] == pytest.approx(
+            [float(x) for x in one[:2]], rel=tolerance
+        )
+        assert two[2] == precision.removeprefix("mixed_")
+
+
+def test_several_workers(tmp_path):
+    """tf_keras trains on two workers; both end with the same weights."""
+    import socket
+
+    with socket.socket() as first, socket.socket() as second:
+        for item in (first, second):
+            item.bind(("localhost", 0))
+        workers = [f"localhost:{item.getsockname()[1]}" for item in (first, second)]
+    model = compile_(conv("tf_keras"), "tf_keras")
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", x=IMAGES, y=LABELS)
+    command = [
+        sys.executable, "-m", "tfopt", "train", f"--model={tmp_path / 'model.keras'}",
+        f"--data={tmp_path / 'data.npz'}", f"--output_dir={tmp_path / 'out'}",
+        "--precision=mixed_bfloat16", "--batch_size=8",
+    ]  # fmt: skip
+    running = [
+        subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                "TF_CONFIG": json.dumps(
+                    {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+                ),
+            },
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    try:
+        texts = [process.communicate(timeout=240)[0] for process in running]
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGKILL)
+    assert [process.returncode for process in running] == [0, 0], texts
+    weights = [
+        load("tf_keras", tmp_path / folder / "model.keras").get_weights()
+        for folder in ("out", "out-worker-1")
+    ]
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert not np.array_equal(weights[0][0], model.get_weights()[0])
+
+
+def test_several_workers_with_keras_3_are_refused(tmp_path, monkeypatch):
+    compile_(conv("keras"), "keras").save(tmp_path / "model.keras")
+    cluster = {"worker": ["localhost:1", "localhost:2"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"index": 0}}))
+    with pytest.raises(tfopt.InputError, match=r"TF_CONFIG names 2 workers.*Keras 3 model"):
+        tfopt.fine_tune(tmp_path / "model.keras", DATA, tmp_path / "out")
+
+
+def test_one_gpu_needs_no_strategy(tmp_path):
+    compile_(conv("keras"), "keras").save(tmp_path / "model.keras")
+    assert module._strategy(tmp_path / "model.keras") is None
