@@ -8,7 +8,7 @@ A seed decides on the initial weights, the order of images and their augmentatio
 precision get the same. Schedule: 40 epochs of 78 steps of 128 images, stochastic gradient descent
 with Nesterov momentum 0.9, learning rate 0.1 that falls to 0 along a cosine, weight decay 5e-4,
 random crops (4 pixels) and flips. Accuracy is measured in the precision that was trained in, and,
-with statistics of batch normalisation estimated anew from training images, again.
+with statistics of batch normalisation estimated anew from augmented training images, again.
 
     python scripts/benchmarks/half_precision_accuracy.py --data=cifar10_small.npz \
         --work_dir=runs --output=accuracy.json
@@ -142,7 +142,7 @@ class _Trainer:
                 batch_size=_BATCH_SIZE, shuffle=False, verbose=0,
             )  # fmt: skip
         accuracy = self._accuracy(data)
-        images = data["x_train"][:_NUM_FOR_STATISTICS].astype(np.float32)
+        images = _augmented(data["x_train"][:_NUM_FOR_STATISTICS], rng).astype(np.float32)
         tfopt.reestimate_batchnorm(model, images, batch_size=512)
         return {"accuracy": accuracy, "reestimated": self._accuracy(data)}
 

@@ -22,30 +22,32 @@ def fit(model, callback, epochs=1, **options):
 class TestCount:
     def test_by_hand(self):
         gradient = tf.constant([0.0, 2.0**-14, 2.0**-15, -(2.0**-20), 1.0, 0.0, 3.0, -4.0])
-        zeros, small, is_bad = watch.count(gradient, HALF_NORMAL).numpy()
-        assert (zeros, small, is_bad) == (2 / 8, 2 / 8, 0)
+        assert watch.small_shares(gradient, HALF_NORMAL).numpy().tolist() == [2 / 8, 2 / 8]
+        assert watch.is_not_finite(gradient).numpy() == 0
 
     def test_what_was_divided_by_the_scale_counts_as_it_was_before(self):
         scale = 1024.0
         scaled = np.array([0, 2.0**-14, 2.0**-15, -(2.0**-20), 1, 0, 3, -4])
-        found = watch.count(tf.constant(scaled / scale, tf.float32), HALF_NORMAL, scale)
-        assert found.numpy().tolist() == [2 / 8, 2 / 8, 0]
+        found = watch.small_shares(tf.constant(scaled / scale, tf.float32), HALF_NORMAL, scale)
+        assert found.numpy().tolist() == [2 / 8, 2 / 8]
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_not_finite(self, value):
-        zeros, small, is_bad = watch.count(tf.constant([[value, 0.0], [1.0, 2.0]]), 1e-3).numpy()
-        assert (zeros, small, is_bad) == (1 / 4, 0, 1)
+        gradient = tf.constant([[value, 0.0], [1.0, 2.0]])
+        assert watch.is_not_finite(gradient).numpy() == 1
+        assert watch.small_shares(gradient, 1e-3).numpy().tolist() == [1 / 4, 0]
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_gradients_in_half_precision(self, dtype):
         gradient = tf.constant([0.0, 2.0**-15, 1.0, 2.0], dtype)
-        assert watch.count(gradient, HALF_NORMAL).numpy().tolist() == [0.25, 0.25, 0]
+        assert watch.small_shares(gradient, HALF_NORMAL).numpy().tolist() == [0.25, 0.25]
 
     def test_rows_that_were_not_looked_up_are_zeros(self):
         slices = tf.IndexedSlices(
             tf.constant([[1.0, 0.0], [2.0**-15, 3.0]]), tf.constant([4, 1]), tf.constant([5, 2])
         )
-        assert watch.count(slices, HALF_NORMAL).numpy() == pytest.approx([7 / 10, 1 / 10, 0])
+        assert watch.small_shares(slices, HALF_NORMAL).numpy() == pytest.approx([7 / 10, 1 / 10])
+        assert watch.is_not_finite(slices).numpy() == 0
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -146,20 +148,18 @@ class TestTraining:
         model.compile(
             keras.optimizers.SGD(0.1), lambda y_true, y_pred: 0.0 * y_pred, jit_compile=False
         )
-        callback = tfopt.PrecisionWatch(every=20)
-        with pytest.warns(UserWarning, match="All gradients of the last 20 steps were 0"):
+        callback = tfopt.PrecisionWatch(every=20, count_every=1)
+        with pytest.warns(UserWarning, match="All gradients of the last 20 counted steps were 0"):
             fit(model, callback, epochs=20)
         assert len(model.history.epoch) == 5
 
     def test_float16_without_scaling_is_warned_of(self, framework):
         keras = importlib.import_module(framework)
-        model = tfopt.set_precision(conv(framework), "mixed_float16")
-        model.compile(
-            keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", jit_compile=False,
-            **({"auto_scale_loss": False} if framework == "keras" else {}),
-        )  # fmt: skip
-        if framework == "tf_keras":
-            pytest.skip("tf_keras always wraps optimizers for a model of mixed_float16")
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(4, 3, dtype="mixed_float16", name="half")(inputs)
+        x = keras.layers.Flatten(dtype="float32")(x)
+        model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(x))
+        compile_(model, framework)
         with pytest.warns(UserWarning, match="compute in float16 and the optimizer does not scale"):
             fit(model, tfopt.PrecisionWatch())
 
@@ -254,10 +254,29 @@ print(callback._counts.of_epoch.num_steps)
     assert found.stdout.split("\n")[-3:-1] == ["[2, 4] [0.0, 0.0]", "4"], found.stderr
 
 
-@pytest.mark.parametrize("every", [0, -1])
-def test_wrong_interval(every):
-    with pytest.raises(tfopt.InputError, match="every is"):
-        tfopt.PrecisionWatch(every=every)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_every_so_many_steps_are_counted(framework):
+    """Zeros of some steps only: images of zeros have gradients of zeros in the first layer."""
+    keras = importlib.import_module(framework)
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(3, use_bias=False, name="first")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, name="last")(x))
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
+    x = np.ones((7, 4))
+    x[[0, 3, 4]] = 0
+    shares = {}
+    for count_every in (1, 3):
+        callback = tfopt.PrecisionWatch(count_every=count_every)
+        model.fit(x, np.ones((7, 1)), batch_size=1, shuffle=False, verbose=0, callbacks=[callback])
+        shares[count_every] = callback.layers.set_index("layer").zero_gradients["first"]
+    assert shares == {1: pytest.approx(3 / 7), 3: pytest.approx(2 / 3)}  # steps 0, 3 and 6
+
+
+@pytest.mark.parametrize("name", ["every", "count_every"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_wrong_interval(name, value):
+    with pytest.raises(tfopt.InputError, match=f"{name} is {value}"):
+        tfopt.PrecisionWatch(**{name: value})
 
 
 def problem(**found):

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 EVERY = 100
 MAX_OVERFLOWS = 30  # in a row: by then the scale has been divided by 10⁹
 MAX_NOT_FINITE = 3  # in a row without loss scaling, where the first spoils the weights
-MAX_ZERO_STEPS = 20  # in a row, of all gradients
+MAX_ZERO_STEPS = 20  # in a row, of all gradients and of those that were counted
+COUNT_EVERY = 10
 
 _SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126}
 
@@ -33,8 +34,8 @@ class PrecisionWatch(KerasCallback):
         model.fit(…, callbacks=[tfopt.PrecisionWatch()])
 
     For Keras 3 and tf_keras models. It looks at the gradients that the optimizer gets, so that
-    there is no second backward pass; it costs a look at each gradient, which is little beside the
-    step that made it. Loss scaling goes on as it is.
+    there is no second backward pass: in each step whether they are finite, which loss scaling looks
+    at anyway, and in every tenth step how many are 0 or too small. Loss scaling goes on as it is.
 
     A gradient underflows when it is not 0 and its absolute value, loss scale included, is below the
     smallest normal number of the dtype that its layer computes in (2^-14 in float16, 2^-126 in
@@ -49,27 +50,35 @@ class PrecisionWatch(KerasCallback):
     after this one writes them, too.
 
     Training is stopped, with a warning that says why and what to do, when 30 steps in a row
-    overflowed in spite of loss scaling, 3 without it were not finite, or all gradients of 20 steps
-    were 0.
+    overflowed in spite of loss scaling, 3 without it were not finite, or all gradients of 20
+    counted steps were 0.
 
     Args:
       every: batches between two looks at what was counted, which wait for the device.
       log_dir: folder for TensorBoard; gets the same figures at each look, and by layer.
+      count_every: steps between two in which zeros and underflow are counted; the first step after
+        each look is one of them.
 
     Attributes:
       problem: why training was stopped, or None.
 
     Raises:
-      InputError: when `every` is below 1; when training begins, for an optimizer that is none of
-        Keras's.
+      InputError: when `every` or `count_every` is below 1; when training begins, for an optimizer
+        that is none of Keras's.
     """
 
-    def __init__(self, every: int = EVERY, log_dir: str | Path | None = None):
+    def __init__(
+        self,
+        every: int = EVERY,
+        log_dir: str | Path | None = None,
+        count_every: int = COUNT_EVERY,
+    ):
         super().__init__()
-        if every < 1:
-            raise InputError(f"every is {every}; expected a number of batches, such as {EVERY}.")
+        for name, value in (("every", every), ("count_every", count_every)):
+            if value < 1:
+                raise InputError(f"{name} is {value}; expected a number of batches, such as 10.")
         self.problem: str | None = None
-        self._every, self._log_dir = every, log_dir
+        self._every, self._log_dir, self._count_every = every, log_dir, count_every
         self._rows: list[dict[str, float]] = []
         self._counts: _Counts | None = None
         self._writer: Any = None
@@ -107,7 +116,7 @@ class PrecisionWatch(KerasCallback):
             )
         self.problem, self._rows, self._step = None, [], 0
         with self.model.distribute_strategy.scope():
-            self._counts = _Counts(self.model)
+            self._counts = _Counts(self.model, self._count_every)
         _warn_without_scaling(self.model, self._counts)
         _listen(optimizer, name, self._counts.add)
         self.model.make_train_function(force=True)
@@ -143,7 +152,7 @@ class PrecisionWatch(KerasCallback):
         self._look()
         assert self._counts is not None
         if logs is not None:
-            logs.update(self._with_scale(self._counts.of_epoch.shares()))
+            logs.update(self._with_scale(self._counts.of_epoch.figures()))
 
     def _with_scale(self, figures: dict[str, float]) -> dict[str, float]:
         scale = scale_variable(self.model.optimizer)
@@ -155,12 +164,12 @@ class PrecisionWatch(KerasCallback):
         since = counts.read()
         if not since.num_steps:
             return
-        row = {"step": self._step, **self._with_scale(since.shares())}
+        row = {"step": self._step, **self._with_scale(since.figures())}
         self._rows.append(row)
         self._write(row)
         if self.problem is None:
             scale = row.get("loss_scale")
-            bad = [place for place, sums in zip(counts.places, since.sums, strict=True) if sums[2]]
+            bad = [place for place, num in zip(counts.places, since.overflows, strict=True) if num]
             self.problem = find_problem(
                 bad_streak=counts.bad_streak,
                 bad=bad,
@@ -192,26 +201,42 @@ class Tally:
     """Sums over steps, for each variable.
 
     Attributes:
-      num_steps: that were counted.
+      num_steps: all.
       num_overflows: steps in which some gradient was not finite.
-      sums: array of shape (variables, 3), float64: shares of zeros, shares of underflowing
-        gradients, and steps in which not all were finite.
+      num_counted: steps in which zeros and underflow were counted.
+      sums: array of shape (variables, 2), float64: shares of zeros and of underflowing gradients.
+      overflows: array of shape (variables,), float64: steps in which not all were finite.
       sizes: elements of each variable.
     """
 
     def __init__(self, sizes: Sequence[int]):
-        self.num_steps = self.num_overflows = 0
-        self.sums = np.zeros((len(sizes), 3))
+        self.num_steps = self.num_overflows = self.num_counted = 0
+        self.sums = np.zeros((len(sizes), 2))
+        self.overflows = np.zeros(len(sizes))
         self.sizes = np.asarray(sizes, np.float64)
 
-    def shares(self) -> dict[str, float]:
-        """Figures of all variables together."""
-        steps = max(1, self.num_steps)
-        zeros, small, _ = (self.sums * self.sizes[:, None]).sum(0) / self.sizes.sum() / steps
+    def add(self, other: Tally) -> None:
+        """Adds other steps."""
+        self.num_steps += other.num_steps
+        self.num_overflows += other.num_overflows
+        self.num_counted += other.num_counted
+        self.sums += other.sums
+        self.overflows += other.overflows
+
+    def shares(self, variables: Sequence[int] | slice = slice(None)) -> tuple[float, float]:
+        """Of zeros and of underflow; variables weigh as much as they have elements."""
+        sizes = self.sizes[variables]
+        zeros, small = np.average(self.sums[variables], axis=0, weights=sizes)
+        count = max(1, self.num_counted)
+        return float(zeros) / count, float(small) / count
+
+    def figures(self) -> dict[str, float]:
+        """Of all variables together."""
+        zeros, small = self.shares()
         return {
             "overflow_steps": float(self.num_overflows),
-            "zero_gradients": float(zeros),
-            "underflowing_gradients": float(small),
+            "zero_gradients": zeros,
+            "underflowing_gradients": small,
         }
 
 
@@ -228,7 +253,7 @@ def find_problem(
     Args:
       bad_streak: steps up to the last one without a break in which some gradient was not finite.
       bad: paths of the layers that had them, and the dtypes that these compute in.
-      zero_streak: such steps in which all gradients were 0.
+      zero_streak: counted steps without a break in which all gradients were 0.
       is_float16: whether some layer computes in float16.
       loss_scale: at the last step; None without loss scaling.
     """
@@ -254,16 +279,17 @@ def find_problem(
                 "float16 needs loss scaling, so wrap the optimizer in LossScaleOptimizer, or use "
                 "tfopt.set_precision on a compiled model"
             )
-        return f"All gradients of the last {zero_streak} steps were 0: {advice}."
+        return f"All gradients of the last {zero_streak} counted steps were 0: {advice}."
     return None
 
 
 class _Counts:
     """Counters on the device, by variable, and what was read of them."""
 
-    def __init__(self, model: Layer):
+    def __init__(self, model: Layer, count_every: int):
         import tensorflow as tf
 
+        self._count_every = count_every
         inside = {
             id(variable): (place.path, str(place.layer.compute_dtype))
             for place in walk(model)
@@ -288,8 +314,9 @@ class _Counts:
             )
 
         mean, first = tf.VariableAggregation.MEAN, tf.VariableAggregation.ONLY_FIRST_REPLICA
-        self._sums = zeros(len(self.variables), 3, aggregation=mean)
-        self._steps = zeros(2, aggregation=mean)  # all, and those that were not finite
+        self._sums = zeros(len(self.variables), 2, aggregation=mean)
+        self._overflows = zeros(len(self.variables), aggregation=mean)
+        self._steps = zeros(3, aggregation=mean)  # all, those not finite, and those counted
         self._streaks = zeros(2, aggregation=first)  # not finite, and zeros only
         sizes = [int(np.prod(variable.shape)) for variable in self.variables]
         self._new = lambda: Tally(sizes)
@@ -305,63 +332,85 @@ class _Counts:
         import tensorflow as tf
 
         scale = self._scale() if self._is_unscaled else None
-        rows: list[Any] = [None] * len(self.variables)
-        for gradient, variable in zip(gradients, variables, strict=True):
-            index = self._index.get(id(variable))
-            if gradient is None or index is None:
-                continue
-            smallest = _SMALLEST_NORMAL[self.places[index][1]]
-            rows[index] = count(gradient, smallest, scale)
-        if all(row is None for row in rows):
+        found = {
+            self._index[id(variable)]: gradient
+            for gradient, variable in zip(gradients, variables, strict=True)
+            if gradient is not None and id(variable) in self._index
+        }
+        if not found:
             return
-        is_bad = tf.reduce_max([row[2] for row in rows if row is not None])
-        is_zero = tf.cast(
-            tf.reduce_all([row[0] == 1 for row in rows if row is not None]), "float32"
-        )
-        self._sums.assign_add(tf.stack([tf.zeros(3) if row is None else row for row in rows]))
-        self._steps.assign_add(tf.stack([1.0, is_bad]))
-        self._streaks.assign((self._streaks + 1.0) * tf.stack([is_bad, is_zero]))
+
+        def spread(rows: Mapping[int, Any], empty: Any) -> Any:
+            return tf.stack([rows.get(index, empty) for index in range(len(self.variables))])
+
+        bad = {index: is_not_finite(gradient) for index, gradient in found.items()}
+        is_bad = tf.reduce_max(list(bad.values()))
+        self._overflows.assign_add(spread(bad, tf.zeros(())))
+
+        def count() -> Any:
+            shares = {
+                index: small_shares(gradient, _SMALLEST_NORMAL[self.places[index][1]], scale)
+                for index, gradient in found.items()
+            }
+            is_zero = tf.reduce_all([share[0] == 1.0 for share in shares.values()])
+            streak = (self._streaks[1] + 1.0) * tf.cast(is_zero, tf.float32)
+            return spread(shares, tf.zeros(2)), streak, tf.ones(())
+
+        def leave_out() -> Any:
+            return tf.zeros([len(self.variables), 2]), tf.identity(self._streaks[1]), tf.zeros(())
+
+        is_counted = tf.math.floormod(self._steps[0], float(self._count_every)) == 0.0
+        sums, zero_streak, num_counted = tf.cond(is_counted, count, leave_out)
+        self._sums.assign_add(sums)
+        self._streaks.assign(tf.stack([(self._streaks[0] + 1.0) * is_bad, zero_streak]))
+        self._steps.assign_add(tf.stack([1.0, is_bad, num_counted]))
 
     def read(self) -> Tally:
         """What was counted since the last time."""
         tally = self._new()
         tally.sums = np.asarray(self._sums.read_value(), np.float64)
+        tally.overflows = np.asarray(self._overflows.read_value(), np.float64)
         steps = np.asarray(self._steps.read_value())
-        tally.num_steps, tally.num_overflows = int(steps[0]), math.ceil(steps[1])
+        tally.num_steps, tally.num_counted = int(steps[0]), int(steps[2])
+        tally.num_overflows = math.ceil(steps[1])
         self.bad_streak, self.zero_streak = map(int, np.asarray(self._streaks.read_value()))
-        self._sums.assign(np.zeros(self._sums.shape, np.float32))
-        self._steps.assign(np.zeros(2, np.float32))
+        for variable in (self._sums, self._overflows, self._steps):
+            variable.assign(np.zeros(variable.shape, np.float32))
         if hasattr(self, "of_epoch"):
-            self.of_epoch.num_steps += tally.num_steps
-            self.of_epoch.num_overflows += tally.num_overflows
-            self.of_epoch.sums += tally.sums
+            self.of_epoch.add(tally)
         return tally
 
     def by_layer(self) -> list[dict[str, Any]]:
-        """Figures of the epoch; the variables of a layer weigh as much as they have elements."""
-        tally = self.of_epoch
+        """Figures of the epoch."""
         rows: dict[str, list[int]] = collections.defaultdict(list)
         for index, (path, _) in enumerate(self.places):
             rows[path].append(index)
         found = []
         for path, indices in rows.items():
-            zeros, small, _ = np.average(
-                tally.sums[indices], axis=0, weights=tally.sizes[indices]
-            ) / max(1, tally.num_steps)
+            zeros, small = self.of_epoch.shares(indices)
             found.append(
                 {
                     "layer": path,
                     "dtype": self.places[indices[0]][1],
                     "zero_gradients": zeros,
                     "underflowing_gradients": small,
-                    "overflow_steps": int(tally.sums[indices, 2].max()),
+                    "overflow_steps": math.ceil(self.of_epoch.overflows[indices].max()),
                 }
             )
         return found
 
 
-def count(gradient: Any, smallest: float, scale: Any = None) -> Any:
-    """Share of zeros, share of underflowing values and whether one is not finite (0 or 1).
+def is_not_finite(gradient: Any) -> Any:
+    """Whether a value is not finite; a scalar, float32: 0 or 1."""
+    import tensorflow as tf
+
+    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+    # As loss scaling asks, so that a compiler asks once.
+    return 1.0 - tf.cast(tf.reduce_all(tf.math.is_finite(values)), tf.float32)
+
+
+def small_shares(gradient: Any, smallest: float, scale: Any = None) -> Any:
+    """Share of zeros and share of underflowing values.
 
     Args:
       gradient: tensor of any shape, or slices of one; float32 or half precision.
@@ -369,7 +418,7 @@ def count(gradient: Any, smallest: float, scale: Any = None) -> Any:
       scale: what the gradient was divided by since then.
 
     Returns:
-      Tensor of shape (3,), float32.
+      Tensor of shape (2,), float32.
     """
     import tensorflow as tf
 
@@ -385,16 +434,8 @@ def count(gradient: Any, smallest: float, scale: Any = None) -> Any:
     absolute = tf.abs(tf.cast(gradient, tf.float32))
     limit = smallest if scale is None else smallest / tf.cast(scale, tf.float32)
     num_others = tf.math.count_nonzero(absolute, dtype=tf.float32)
-    num_zeros = size - num_others
-    num_small = tf.math.count_nonzero(absolute < limit, dtype=tf.float32) - num_zeros
-    is_finite = tf.reduce_all(tf.math.is_finite(absolute))
-    return tf.stack(
-        [
-            1.0 - share_of_rows * num_others / size,
-            share_of_rows * num_small / size,
-            1.0 - tf.cast(is_finite, tf.float32),
-        ]
-    )
+    num_small = tf.math.count_nonzero(absolute < limit, dtype=tf.float32) - (size - num_others)
+    return tf.stack([1.0 - share_of_rows * num_others / size, share_of_rows * num_small / size])
 
 
 def _listen(
