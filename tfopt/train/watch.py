@@ -82,7 +82,7 @@ class PrecisionWatch(KerasCallback):
         self._rows: list[dict[str, float]] = []
         self._counts: _Counts | None = None
         self._writer: Any = None
-        self._step = 0
+        self._step = self._num_batches = 0
 
     @property
     def history(self) -> pd.DataFrame:
@@ -114,7 +114,7 @@ class PrecisionWatch(KerasCallback):
             raise InputError(
                 f"The optimizer is a {type(optimizer).__name__}; expected one of Keras or tf_keras."
             )
-        self.problem, self._rows, self._step = None, [], 0
+        self.problem, self._rows, self._step, self._num_batches = None, [], 0, 0
         with self.model.distribute_strategy.scope():
             self._counts = _Counts(self.model, self._count_every)
         _warn_without_scaling(self.model, self._counts)
@@ -143,8 +143,8 @@ class PrecisionWatch(KerasCallback):
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Looks at what was counted, every so many batches."""
-        self._step += 1
-        if self._step % self._every == 0:
+        self._num_batches += 1
+        if self._num_batches % self._every == 0:
             self._look()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -164,6 +164,7 @@ class PrecisionWatch(KerasCallback):
         since = counts.read()
         if not since.num_steps:
             return
+        self._step += since.num_steps
         row = {"step": self._step, **self._with_scale(since.figures())}
         self._rows.append(row)
         self._write(row)
