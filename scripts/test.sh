@@ -5,14 +5,16 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
 
+# Two files at a time: most tests wait for other processes or compile on one core.
+parallel=(--numprocesses=2 --dist=loadfile)
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
 
 if [[ ${1:-} == --tf2.17 ]]; then
   shift
   install .venv-tf2.17 "3.11 3.12" constraints-tf2.17.txt \
-    --editable=. hypothesis pytest scikit-learn tf_keras
+    --editable=. hypothesis pytest pytest-xdist scikit-learn tf_keras
   export TFOPT_TEST_WITHOUT=openvino
-  .venv-tf2.17/bin/python -m pytest -q tests/test_goldens.py tests/runtimes tests/train "$@"
+  .venv-tf2.17/bin/python -m pytest -q "${parallel[@]}" tests/test_goldens.py tests/runtimes tests/train "$@"
   exit
 fi
 
@@ -21,4 +23,4 @@ bin=.venv/bin
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy
-$bin/python -m pytest -q "$@"
+$bin/python -m pytest -q "${parallel[@]}" "$@"
