@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import zipfile
@@ -123,26 +124,31 @@ def fine_tune(
     _check_same(folder / "train.json", {"model": sources.hash_files(path), "seed": seed}, resume)
     progress = Progress(quiet)
     strategy = _strategy(path)
-    profile = None
+    load = functools.partial(
+        sources.load_keras_file, path, custom_objects, frameworks=_frameworks()
+    )
+    loaded, profile = load(), None
+    keras = framework_of(loaded)
+    train, validation = _training_data(data, loaded, batch_size)
+    _compile(loaded, train, learning_rate, jit_compile)
+    if max_error is not None and precision != "float32":
+        profile = profile_precision(
+            loaded,
+            train,
+            precision,
+            max_error=max_error,
+            keep_float32=keep_float32,
+            batch_size=batch_size,
+            quiet=quiet,
+        )
+        progress.say(str(profile))
+        profile.table.to_csv(folder / "precision.csv", index=False)
+        precision, keep_float32 = profile.policy, profile.keep_float32
+    keras.utils.set_random_seed(seed)
     with contextlib.nullcontext() if strategy is None else strategy.scope():
-        loaded = sources.load_keras_file(path, custom_objects, frameworks=_frameworks())
-        keras = framework_of(loaded)
-        keras.utils.set_random_seed(seed)
-        train, validation = _training_data(data, loaded, batch_size)
-        _compile(loaded, train, learning_rate, jit_compile)
-        if max_error is not None and precision != "float32":
-            profile = profile_precision(
-                loaded,
-                train,
-                precision,
-                max_error=max_error,
-                keep_float32=keep_float32,
-                batch_size=batch_size,
-                quiet=quiet,
-            )
-            progress.say(str(profile))
-            profile.table.to_csv(folder / "precision.csv", index=False)
-            precision, keep_float32 = profile.policy, profile.keep_float32
+        if strategy is not None:  # variables have to be made in its scope
+            loaded = load()
+            _compile(loaded, train, learning_rate, jit_compile)
         network = set_precision(loaded, precision, keep_float32)
     watch, record = PrecisionWatch(), _Record(folder / "history.csv", epochs, progress)
     callbacks = [_backup(keras, folder / "backup"), watch, record]
