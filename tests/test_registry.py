@@ -140,9 +140,13 @@ class TestDeclarations:
         code = method.__func__.__code__
         assert set(code.co_varnames[2 : code.co_argcount]) == set(precision.options)
 
-    def test_a_search_is_told_why_it_is_unsuited(self, runtime, precision):
-        reason = precision.unsuited() if precision.unsuited else None
-        assert reason is None or (reason[0].isupper() and reason.endswith("."))
+    def test_says_in_a_sentence_whether_this_machine_gains(self, runtime, precision):
+        if precision.suitability is None:
+            assert precision.name not in ("float16", "bfloat16")
+            return
+        reason = precision.suitability().reason
+        assert reason[0].isupper()
+        assert reason.endswith(".")
 
 
 class TestRuntimes:

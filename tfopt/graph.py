@@ -19,20 +19,8 @@ from tfopt.signature import Signature, TensorSpec
 SIGNATURE_KEY = "serving_default"
 """The key under which tfopt saves every SavedModel of its own."""
 
-# Grappler optimizers, in order. Constants are folded on both sides of the rewrite so that weights
-# are stored in bfloat16 and casts between neighbours disappear.
+# Grappler optimizers, in order.
 FOLD_CONSTANTS = ("pruning", "constfold", "constfold")
-TO_BFLOAT16 = (
-    "pruning",
-    "function",
-    "constfold",
-    "arithmetic",
-    "auto_mixed_precision_onednn_bfloat16",
-    "constfold",
-    "pruning",
-    "dependency",
-)
-
 
 # Which input of an op is the shape of a list's elements.
 _ELEMENT_SHAPE_INPUT = {
@@ -138,21 +126,32 @@ class FrozenGraph:
         )
         return fixed.rewrite(FOLD_CONSTANTS)
 
-    def rewrite(self, optimizers: Sequence[str]) -> FrozenGraph:
-        """Runs grappler optimizers over the graph, in the given order and nothing else."""
+    def rewrite(
+        self,
+        optimizers: Sequence[str],
+        devices: Sequence[Any] | None = None,
+        preserved: Sequence[str] = (),
+    ) -> FrozenGraph:
+        """Runs grappler optimizers over the graph, in the given order and nothing else.
+
+        Args:
+          optimizers: their names.
+          devices: what they optimize for, as `NamedDevice` messages, which need not be there; None
+            is this machine.
+          preserved: names of nodes that must stay as they are.
+        """
         import tensorflow as tf
         from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
-        from tensorflow.python.grappler import tf_optimizer
+        from tensorflow.python.grappler import cluster, tf_optimizer
 
         graph = tf.Graph()
         with graph.as_default():
             tf.import_graph_def(self.graph_def, name="")
             meta_graph = tf.compat.v1.train.export_meta_graph(graph=graph)
         entry = meta_graph.signature_def[SIGNATURE_KEY]
-        for infos, names in (
-            (entry.inputs, self.input_tensors),
-            (entry.outputs, self.output_tensors),
-        ):
+        # Grappler leaves alone what a signature fetches.
+        fetched = (*self.output_tensors, *(f"{name}:0" for name in preserved))
+        for infos, names in ((entry.inputs, self.input_tensors), (entry.outputs, fetched)):
             for name in names:
                 tensor = graph.get_tensor_by_name(name)
                 infos[name].name = name
@@ -163,10 +162,13 @@ class FrozenGraph:
         options.min_graph_nodes = -1
         options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
         options.optimizers.extend(optimizers)
-        if "auto_mixed_precision_onednn_bfloat16" in optimizers:
-            options.auto_mixed_precision_onednn_bfloat16 = rewriter_config_pb2.RewriterConfig.ON
+        for name in optimizers:
+            if name.startswith("auto_mixed_precision"):
+                setattr(options, name, rewriter_config_pb2.RewriterConfig.ON)
+        on = None if devices is None else cluster.Cluster(devices=list(devices))
         return dataclasses.replace(
-            self, graph_def=_rename_functions(tf_optimizer.OptimizeGraph(config, meta_graph))
+            self,
+            graph_def=_rename_functions(tf_optimizer.OptimizeGraph(config, meta_graph, cluster=on)),
         )
 
     def save(self, folder: str | Path, jit_compile: bool = False) -> None:

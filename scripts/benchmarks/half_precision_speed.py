@@ -7,9 +7,10 @@ no slower than the policy with its defaults, and watching gradients costs at mos
 
 One step at a time of each model, in random order in one process: a training step with its
 optimizer (stochastic gradient descent with momentum), or an inference. Weights are random, or those
-of the file; labels are random.
+of the file; labels are random. --variants adds converted SavedModels to the inferences.
 
-    python scripts/benchmarks/half_precision_speed.py --model=resnet50 --output=resnet50.json
+    python scripts/benchmarks/half_precision_speed.py --model=resnet50 --output=resnet50.json \
+        --variants=bfloat16@tensorflow
     python scripts/benchmarks/half_precision_speed.py --model=resnet50 --policy=mixed_float16 \
         --batch_size=128 --jit_compile --calls=10 --nolayers --output=resnet50_gpu.json
 
@@ -18,6 +19,7 @@ It takes 10 minutes on two cores; --nolayers leaves out the choice of layers, mo
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +41,11 @@ _LAYERS = flags.DEFINE_bool("layers", True, "Also choose layers one by one.")
 _STEPS = flags.DEFINE_list("steps", ["inference", "training"], "Which of the two.")
 _CALLS = flags.DEFINE_integer(
     "calls", 1, "Steps in one timed call; several on a GPU, which runs behind.", lower_bound=1
+)
+_VARIANTS = flags.DEFINE_list(
+    "variants",
+    [],
+    "Of the runtime tensorflow, timed in inference too, such as bfloat16@tensorflow.",
 )
 _MAX_TIMING_S = flags.DEFINE_float("max_timing_s", 60.0, "For each of the two.")
 _TARGET_INFERENCE = flags.DEFINE_float("target_inference", None, "Times float32.")
@@ -123,13 +130,16 @@ def _measure(kind: str, model: Any, images: Any, labels: Any) -> list[dict[str, 
     if is_training:
         models["policy, watched"] = _watched(tfopt.set_precision(model, _POLICY.value))
     step = _training_step if is_training else _inference
+    calls = {name: step(found, images, labels) for name, found in models.items()}
+    if not is_training:
+        calls |= {name: _variant(model, name, images) for name in _VARIANTS.value}
     timings = layer_times.time_steps(
-        {name: step(found, images, labels) for name, found in models.items()},
+        calls,
         max_s=_MAX_TIMING_S.value,
         interval_width=0.01,
     )
     results = []
-    for name in list(models)[1:]:
+    for name in list(calls)[1:]:
         speedup = latency.speedup(timings["float32"], timings[name])
         results.append(
             {
@@ -147,8 +157,8 @@ def _measure(kind: str, model: Any, images: Any, labels: Any) -> list[dict[str, 
 
 
 def _judge(kind: str, name: str, speedup: float, timings: dict[str, latency.Timing]) -> str:
-    """The target and whether it is met."""
-    if name == "policy":
+    """The target and whether it is met; variants have that of the policy."""
+    if name == "policy" or name in _VARIANTS.value:
         target = (_TARGET_TRAINING if kind == "training" else _TARGET_INFERENCE).value
         return "" if target is None else f"{target} {reporting.met(speedup >= target)}"
     over_policy = latency.speedup(timings["policy"], timings[name])
@@ -178,6 +188,25 @@ def _inference(model: Any, images: Any, _: Any) -> Callable[[], Any]:
     def run() -> None:
         for _ in range(_CALLS.value):
             infer(images)
+
+    return run
+
+
+def _variant(model: Any, name: str, images: Any) -> Callable[[], Any]:
+    """The SavedModel that a conversion leaves, on inputs that are where TensorFlow wants them."""
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as work:
+        artifact = tfopt.convert(model, name, pathlib.Path(work, "artifact"))
+        print(f"{name}: {' '.join(artifact.notes)}", flush=True)
+        loaded = tf.saved_model.load(str(artifact.folder / "saved_model"))
+    infer = loaded.signatures[artifact.signature.key]
+    inputs = {artifact.signature.inputs[0].name: images}
+
+    def run() -> None:
+        for _ in range(_CALLS.value):
+            infer(**inputs)
+        assert loaded  # its variables and functions live as long
 
     return run
 

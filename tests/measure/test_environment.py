@@ -39,12 +39,6 @@ class TestProcessor:
         )
         assert name in (names or [os.uname().machine])
 
-    def test_bfloat16_is_told_by_the_flags(self):
-        has_it = bool({"avx512_bf16", "amx_bf16", "bf16"} & environment.cpu_flags())
-        reason = environment.no_bfloat16()
-        assert (reason is None) == has_it
-        assert has_it or reason.endswith(".")
-
     def test_cores(self):
         assert 1 <= environment.num_cores() <= os.cpu_count()
         assert environment.num_cores() <= len(os.sched_getaffinity(0))
@@ -243,10 +237,25 @@ class TestGpus:
         monkeypatch.setenv("PATH", str(tmp_path))
         return environment.gpus()
 
-    def test_names_and_driver(self, tmp_path, monkeypatch):
-        script = 'echo "NVIDIA H200, 580.95.05"; echo "NVIDIA H200, 580.95.05"'
-        expected = ("NVIDIA H200, driver 580.95.05",) * 2
-        assert self.answer(tmp_path, monkeypatch, script) == expected
+    def test_name_driver_and_capability(self, tmp_path, monkeypatch):
+        script = 'echo "NVIDIA H200, 580.95.05, 9.0"; echo "Tesla P4, 580.95.05, [N/A]"'
+        found = self.answer(tmp_path, monkeypatch, script)
+        assert [str(gpu) for gpu in found] == [
+            "NVIDIA H200, driver 580.95.05",
+            "Tesla P4, driver 580.95.05",
+        ]
+        assert [gpu.compute_capability for gpu in found] == [(9, 0), None]
+        assert environment.describe()["gpus"] == [str(gpu) for gpu in found]
+
+    def test_drivers_that_know_no_capability(self, tmp_path, monkeypatch):
+        script = 'case "$1" in *compute_cap*) exit 2;; esac; echo "Tesla K80, 390.12"'
+        (found,) = self.answer(tmp_path, monkeypatch, script)
+        assert found == environment.Gpu("Tesla K80", "390.12", None)
+
+    @pytest.mark.parametrize("hidden", ["", "-1"])
+    def test_none_where_they_are_hidden(self, tmp_path, monkeypatch, hidden):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert self.answer(tmp_path, monkeypatch, 'echo "NVIDIA H200, 580.95.05, 9.0"') == ()
 
     def test_none_where_it_fails(self, tmp_path, monkeypatch):
         assert self.answer(tmp_path, monkeypatch, "echo no devices; exit 9") == ()

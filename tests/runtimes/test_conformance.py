@@ -40,6 +40,7 @@ TOLERANCE = {
 DTYPES = {
     ("float16", "litert"): {"float32"},  # weights are widened at load
     ("float16", "onnxruntime"): {"float16", "float32"},  # the CPU kernels cast
+    ("float16", "openvino"): {"float16", "float32"},  # weights are widened at load
     ("dynamic_range", "litert"): {"int8", "float32"},  # small weights stay float32
     ("dynamic_range", "onnxruntime"): {"int8"},
     ("int16x8", "litert"): {"int16"},
@@ -73,9 +74,13 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
             "int16x8@litert",
         )
     },
-    ("lstm", "bfloat16@tensorflow"): Exemption(
-        "Grappler writes bfloat16 elements into a float32 tensor list.", "list elements bfloat16"
-    ),
+    **{
+        (name, "bfloat16(sensitive_ops=half)@tensorflow"): Exemption(
+            "They have no softmax, reduction or normalisation that bfloat16 could take.",
+            "No sensitive operation",
+        )
+        for name in ("dynamic", "integer_input", "lstm", "module")
+    },
     ("transformer", "int16x8@litert"): Exemption(
         "SQUARED_DIFFERENCE of LayerNormalization has no int16 kernel.",
         "SquaredDifference",

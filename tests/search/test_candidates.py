@@ -43,8 +43,9 @@ def parse(*texts):
 
 
 def unsuited(variant):
-    reason = runtimes.precision_of(variant).unsuited
-    return reason() if reason else None
+    suitability = runtimes.precision_of(variant).suitability
+    found = suitability() if suitability else None
+    return None if found is None or found.suits else found.reason
 
 
 class TestEverything:

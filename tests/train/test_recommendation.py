@@ -1,7 +1,7 @@
 import pytest
 
 import tfopt
-from tfopt.measure import environment
+from tfopt.measure import environment, suitability
 from tfopt.train import recommendation
 
 
@@ -42,5 +42,5 @@ def test_processors(flags, policy, word):
 def test_this_machine():
     advice = tfopt.recommend_precision()
     if not environment.gpus():
-        assert (advice.policy == "float32") == bool(environment.no_bfloat16())
+        assert (advice.policy == "float32") == (not suitability.of_this_cpu("bfloat16").suits)
         assert environment.cpu_model() in str(advice)

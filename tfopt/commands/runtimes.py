@@ -23,7 +23,9 @@ def run(values: flags.FlagValues) -> int:
             options = "; ".join(
                 f"{name}={'|'.join(map(str, values))}" for name, values in precision.options.items()
             )
-            unsuited = precision.unsuited() if precision.unsuited else None
-            notes = [text for text in (options, unsuited and f"left out here: {unsuited}") if text]
+            notes = [options] if options else []
+            if precision.suitability and reason is None:
+                found = precision.suitability()
+                notes.append(found.reason if found.suits else f"left out here: {found.reason}")
             print(f"  {precision.name}{': ' if notes else ''}{' — '.join(notes)}")
     return 0

@@ -6,10 +6,12 @@ It reads files, and asks nvidia-smi where there is one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import threading
@@ -47,13 +49,6 @@ def cpu_flags() -> frozenset[str]:
     """Instruction set extensions as Linux names them, for example `avx512_vnni`."""
     info = _cpu_info()
     return frozenset((info.get("flags") or info.get("Features") or "").split())
-
-
-def no_bfloat16() -> str | None:
-    """Why bfloat16 gains nothing on this CPU, or None when it has instructions for it."""
-    if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
-        return None
-    return "This CPU has no bfloat16 instructions (AVX512-BF16 or AMX), so it would only be slower."
 
 
 def container_limits() -> dict[str, float]:
@@ -125,18 +120,49 @@ def _physical_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU.
+
+    Attributes:
+      name: as `nvidia-smi` gives it.
+      driver: its version.
+      compute_capability: (major, minor); None where the driver is too old to tell.
+    """
+
+    name: str
+    driver: str
+    compute_capability: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}, driver {self.driver}"
+
+
 @functools.cache
-def gpus() -> tuple[str, ...]:
-    """NVIDIA GPUs with their driver, as `nvidia-smi` names them; empty without one."""
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs that `nvidia-smi` finds; none where CUDA_VISIBLE_DEVICES hides all."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ()
+    lines = _nvidia_smi("name,driver_version,compute_cap") or _nvidia_smi("name,driver_version")
+    found = []
+    for line in lines:
+        name, driver, *capability = line.split(", ")
+        version = re.fullmatch(r"(\d+)\.(\d+)", "".join(capability))
+        found.append(Gpu(name, driver, (int(version[1]), int(version[2])) if version else None))
+    return tuple(found)
+
+
+def _nvidia_smi(query: str) -> list[str]:
+    """One line a GPU; nothing without the program, or when it fails."""
     if (program := shutil.which("nvidia-smi")) is None:
-        return ()
-    query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        return []
+    command = [program, f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        ended = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return ()
+        return []
     lines = ended.stdout.splitlines() if ended.returncode == 0 else []
-    return tuple(line.replace(", ", ", driver ") for line in filter(None, map(str.strip, lines)))
+    return [line.strip() for line in lines if line.strip()]
 
 
 def resident_bytes(pid: int | str = "self") -> int:
@@ -241,7 +267,7 @@ def describe() -> dict[str, Any]:
         "num_cores": num_cores(),
         "container_limits": container_limits(),
         "memory_bytes": memory_bytes(),
-        "gpus": list(gpus()),
+        "gpus": [str(gpu) for gpu in gpus()],
         "system": _system(),
         "frequency_governor": governor or None,
         "load_average_1min": load_average(),

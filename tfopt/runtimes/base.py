@@ -18,6 +18,7 @@ import numpy as np
 
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
+from tfopt.measure.suitability import Suitability
 from tfopt.signature import Signature
 from tfopt.variant import Value, Variant
 
@@ -77,7 +78,8 @@ class Precision:
       is_calibrated: whether it needs examples.
       is_unchanged: whether the numbers stay as in the source, so that it can be a baseline.
       is_batch_dependent: whether outputs depend on what else is in the batch.
-      unsuited: returns why a search should leave it out on this machine, or None.
+      suitability: returns whether this machine gains from it, so that a search tries it; None
+        for precisions that every machine may gain from.
     """
 
     name: str
@@ -89,7 +91,7 @@ class Precision:
     is_calibrated: bool
     is_unchanged: bool
     is_batch_dependent: bool
-    unsuited: Callable[[], str | None] | None
+    suitability: Callable[[], Suitability] | None
 
 
 def precision(
@@ -102,14 +104,14 @@ def precision(
     is_calibrated: bool = False,
     is_unchanged: bool = False,
     is_batch_dependent: bool = False,
-    unsuited: Callable[[], str | None] | None = None,
+    suitability: Callable[[], Suitability] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Declares a method as a precision of its runtime; arguments as in `Precision`."""
 
     def decorate(method: Callable[..., None]) -> Callable[..., None]:
         method.__dict__["precision"] = Precision(
             name, method.__name__, dict(options or {}), tuple(tried), parent, tuple(kinds),
-            is_calibrated, is_unchanged, is_batch_dependent, unsuited,
+            is_calibrated, is_unchanged, is_batch_dependent, suitability,
         )  # fmt: skip
         return method
 

@@ -15,6 +15,7 @@ import numpy as np
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY, first_line
+from tfopt.measure.suitability import Suitability
 from tfopt.runtimes.base import (
     Activation,
     Arrays,
@@ -215,7 +216,12 @@ class LiteRT(Runtime):
         """
         _convert(conversion, _optimize)
 
-    @precision("float16")
+    @precision(
+        "float16",
+        suitability=lambda: Suitability(
+            True, "LiteRT widens the weights to float32 at load: half the file, the same time."
+        ),
+    )
     def float16(self, conversion: Conversion) -> None:
         """float16 weights that are widened to float32 at load: half the file, the same time."""
         import tensorflow as tf
@@ -262,9 +268,10 @@ class LiteRT(Runtime):
     @precision(
         "int16x8",
         is_calibrated=True,
-        unsuited=lambda: (
+        suitability=lambda: Suitability(
+            False,
             "LiteRT runs int16x8 in reference kernels, many times slower than int8; ask for it "
-            "with --variants when size with 16-bit activations matters."
+            "with --variants when size with 16-bit activations matters.",
         ),
     )
     def int16x8(self, conversion: Conversion) -> None:

@@ -1,7 +1,8 @@
-"""ONNX Runtime on the CPU, from ONNX files that tf2onnx makes."""
+"""ONNX Runtime, from ONNX files that tf2onnx makes: on CUDA where it was built for it, else CPU."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import shutil
@@ -10,10 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
+from tfopt import half_graph
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import first_line
 from tfopt.logs import only_errors
+from tfopt.measure import environment, suitability
+from tfopt.measure.suitability import Suitability
 from tfopt.onnx import tensors as onnx_tensors
 from tfopt.onnx.export import to_onnx
 from tfopt.runtimes.base import (
@@ -29,14 +35,15 @@ from tfopt.signature import Signature, TensorSpec
 
 FILE = "model.onnx"
 CALIBRATION_CHUNK = 16  # batches whose activations the histogram calibrators hold at a time
-FLOAT16_REASON = (
-    "CPUs compute float16 by casting to float32 and back, so it would only be slower; ask for it "
-    "with --variants when size matters."
-)
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 class OnnxRuntimeSession(Session):
-    """An `onnxruntime.InferenceSession` with all graph optimizations on."""
+    """An `onnxruntime.InferenceSession` with all graph optimizations on.
+
+    With the package onnxruntime-gpu and an NVIDIA GPU it computes there, float32 in TF32 as is
+    ONNX Runtime's default; CUDA_VISIBLE_DEVICES="" keeps it on the processor.
+    """
 
     def __init__(
         self, artifact: Artifact, num_threads: int | None, profile_prefix: str | None = None
@@ -53,9 +60,16 @@ class OnnxRuntimeSession(Session):
         options.log_severity_level = 3
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
+        providers = _providers()
         self._session = onnxruntime.InferenceSession(
-            str(artifact.folder / FILE), options, providers=["CPUExecutionProvider"]
+            str(artifact.folder / FILE), options, providers=providers
         )
+        if providers[0] not in self._session.get_providers():  # it goes on without a word
+            raise ConversionError(
+                "ONNX Runtime cannot use the GPU: its libraries of CUDA or cuDNN are missing; "
+                "install them (pip install 'onnxruntime-gpu[cuda,cudnn]'), or set "
+                "CUDA_VISIBLE_DEVICES= to compute on the processor."
+            )
         self._names = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
@@ -78,7 +92,7 @@ class OnnxRuntime(Runtime):
     """Converts with tf2onnx, quantizes with `onnxruntime.quantization`."""
 
     name = "onnxruntime"
-    packages = ("onnxruntime", "onnx", "tf2onnx", "tensorflow")
+    packages = ("onnxruntime", "onnxruntime-gpu", "onnx", "tf2onnx", "tensorflow")
     library = "onnxruntime"
 
     def missing(self) -> str | None:  # noqa: D102
@@ -136,9 +150,7 @@ class OnnxRuntime(Runtime):
         with tempfile.TemporaryDirectory() as name:
             file = Path(name, FILE)
             onnx.save_model(model, file)
-            session = onnxruntime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"]
-            )
+            session = onnxruntime.InferenceSession(str(file), options, providers=[CPU])
         for batch in batches:
             for tensor, values in zip(tensors, session.run(None, batch), strict=True):
                 yield Activation(tensor.name, values, tensor.limits, tensor.channel_axis)
@@ -161,22 +173,39 @@ class OnnxRuntime(Runtime):
         "float16",
         kinds=("saved_model", "onnx"),
         parent="float32",
-        unsuited=lambda: FLOAT16_REASON,
+        suitability=lambda: _suitability("float16"),
     )
     def float16(self, conversion: Conversion) -> None:
         """Weights and computation in float16, inputs and outputs as they were: half the size.
 
-        Gains on GPUs; the CPU kernels cast to float32 and back.
+        Operations whose values on real examples come near the largest of float16 (65504) stay
+        float32. Gains on GPUs; the CPU kernels cast to float32 and back.
         """
         import onnx
         from onnxruntime.transformers.float16 import convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
 
+        loaded = onnx.load(_parent_file(conversion))
+        large = self._beyond_float16(conversion, loaded)
         model = OnnxModel(
-            convert_float_to_float16(onnx.load(_parent_file(conversion)), keep_io_types=True)
+            convert_float_to_float16(loaded, keep_io_types=True, node_block_list=large)
         )
+        if large:
+            _join_float32(model)
+            conversion.notes.append(half_graph.note_on_large(large))
         model.topological_sort()  # the casts of inputs were appended at the end
         _save(model.model, conversion.folder / FILE)
+
+    def _beyond_float16(self, conversion: Conversion, model: Any) -> list[str]:
+        """The nodes that read or make values too large for float16."""
+        if conversion.calibration is None or conversion.parent is None:
+            return []
+        large = {
+            found.name
+            for found in self.activations(conversion.parent, conversion.calibration())
+            if not np.abs(found.values).max(initial=0) <= half_graph.FLOAT16_LIMIT
+        }
+        return [node.name for node in model.graph.node if large & {*node.input, *node.output}]
 
     @precision(
         "dynamic_range",
@@ -264,6 +293,27 @@ class OnnxRuntime(Runtime):
         _check(conversion.folder / FILE)
 
 
+@functools.cache
+def _providers() -> list[str]:
+    """What computes, in order of preference."""
+    import onnxruntime
+
+    if CUDA not in onnxruntime.get_available_providers() or not environment.gpus():
+        return [CPU]
+    onnxruntime.preload_dlls()
+    return [CUDA, CPU]
+
+
+def _suitability(dtype: str) -> Suitability:
+    if environment.gpus() and CUDA in _providers():
+        return suitability.gpu(dtype, environment.gpus()[0].compute_capability)
+    return Suitability(
+        False,
+        f"ONNX Runtime computes {dtype} on GPUs only, with the package onnxruntime-gpu; on CPUs "
+        "it casts to float32 and back.",
+    )
+
+
 def _dtype(event: dict[str, Any]) -> str:
     """What a profiled node computes in."""
     if any(part in event["op_name"] for part in ("QLinear", "QGemm", "QAttention", "Integer")):
@@ -273,6 +323,23 @@ def _dtype(event: dict[str, Any]) -> str:
     types = [name for item in event.get("output_type_shape", ()) for name in item]
     known = {"float": "float32", "double": "float64"}
     return known.get(types[0], types[0]) if types else ""
+
+
+def _join_float32(model: Any) -> None:
+    """Hands float32 from one node that stays so to the next, where the converter casts between."""
+    import onnx
+
+    casts = {node.output[0]: node for node in model.nodes() if node.op_type == "Cast"}
+    widened = [node for node in casts.values() if _cast_to(node) == onnx.TensorProto.FLOAT]
+    for node in widened:
+        before = casts.get(node.input[0])
+        if before is not None and _cast_to(before) == onnx.TensorProto.FLOAT16:
+            node.input[0] = before.input[0]  # ONNX Runtime drops what does nothing
+    model.prune_graph()
+
+
+def _cast_to(node: Any) -> int:
+    return next(attribute.i for attribute in node.attribute if attribute.name == "to")
 
 
 def _save(model: Any, file: Path) -> None:
@@ -295,7 +362,7 @@ def _check(file: Path) -> None:
         onnx.checker.check_model(str(file))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(str(file), options, providers=[CPU])
     except Exception as error:  # neither has a common base class for its errors
         raise ConversionError(f"The ONNX file is not valid: {first_line(error)[:300]}") from error
 

@@ -13,7 +13,8 @@ from typing import Any
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError
 from tfopt.graph import SIGNATURE_KEY, first_line
-from tfopt.measure import environment
+from tfopt.measure import environment, suitability
+from tfopt.measure.suitability import Suitability
 from tfopt.runtimes.base import (
     Activation,
     Arrays,
@@ -45,7 +46,7 @@ class OpenVinoSession(Session):
         self._config: dict[str, Any] = {
             "PERF_COUNT": is_profiled,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if _is_bfloat16(artifact.variant) else "f32",
+            "INFERENCE_PRECISION_HINT": _hint(artifact.variant),
         }
         if num_threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = num_threads
@@ -170,7 +171,28 @@ class OpenVino(Runtime):
         _name_ports(model.outputs, conversion.signature.output_names)
         _save(conversion, model)
 
-    @precision("bfloat16", kinds=KINDS, parent="float32", unsuited=environment.no_bfloat16)
+    @precision(
+        "float16",
+        kinds=KINDS,
+        parent="float32",
+        suitability=lambda: _float16_suitability(),
+    )
+    def float16(self, conversion: Conversion) -> None:
+        """Weights in float16: half the file. Computed in float16 where the CPU can (AMX-FP16).
+
+        Elsewhere the plugin widens the weights when it loads, and computes in float32.
+        """
+        import openvino
+
+        model = openvino.Core().read_model(_parent_folder(conversion) / FILE)
+        _save(conversion, model, compress_to_fp16=True)
+
+    @precision(
+        "bfloat16",
+        kinds=KINDS,
+        parent="float32",
+        suitability=lambda: suitability.of_this_cpu("bfloat16"),
+    )
     def bfloat16(self, conversion: Conversion) -> None:
         """The float32 file, computed in bfloat16: the plugin casts weights when it loads.
 
@@ -194,8 +216,9 @@ class OpenVino(Runtime):
         (https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html).
         """
         if activations == "bfloat16":
-            if reason := environment.no_bfloat16():
-                raise ConversionError(reason)
+            found = suitability.of_this_cpu("bfloat16")
+            if not found.suits:
+                raise ConversionError(found.reason)
             _copy_parent(conversion)
             return
         import nncf
@@ -298,14 +321,30 @@ def _nncf_options(model: Any) -> dict[str, Any]:
     return options
 
 
-def _is_bfloat16(variant: Variant) -> bool:
-    return variant.precision == "bfloat16" or ("activations", "bfloat16") in variant.options
+def _hint(variant: Variant) -> str:
+    """What to compute in.
+
+    Asked for a float16 that the CPU lacks, the plugin would compute in bfloat16.
+    """
+    if variant.precision == "bfloat16" or ("activations", "bfloat16") in variant.options:
+        return "bf16"
+    has_float16 = suitability.of_this_cpu("float16").suits
+    return "f16" if variant.precision == "float16" and has_float16 else "f32"
 
 
-def _save(conversion: Conversion, model: Any) -> None:
+def _float16_suitability() -> Suitability:
+    found = suitability.of_this_cpu("float16")
+    if found.suits:
+        return found
+    return Suitability(
+        True, "OpenVINO widens the weights to float32 at load: half the file, the same time."
+    )
+
+
+def _save(conversion: Conversion, model: Any, compress_to_fp16: bool = False) -> None:
     import openvino
 
-    openvino.save_model(model, conversion.folder / FILE, compress_to_fp16=False)
+    openvino.save_model(model, conversion.folder / FILE, compress_to_fp16=compress_to_fp16)
     conversion.signature = dataclasses.replace(conversion.signature, key=SIGNATURE_KEY)
 
 

@@ -1,4 +1,4 @@
-"""TensorFlow itself: the SavedModel as it came, frozen, compiled with XLA, or in bfloat16."""
+"""TensorFlow itself: the SavedModel as it came, frozen, compiled with XLA, or in half precision."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from tfopt import half_graph
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
-from tfopt.graph import SIGNATURE_KEY, TO_BFLOAT16
-from tfopt.measure import environment
+from tfopt.graph import SIGNATURE_KEY
+from tfopt.measure import environment, suitability
+from tfopt.measure.suitability import Suitability
 from tfopt.runtimes.base import Arrays, Conversion, Layer, Runtime, Session, precision
 from tfopt.signature import Signature
+from tfopt.variant import Value
 
 FOLDER = "saved_model"
+HALF_OPTIONS: dict[str, tuple[Value, ...]] = {
+    "sensitive_ops": ("float32", "half"),
+    "xla": (False, True),
+}
 # Operations that only hand on what is there.
 NOTHING_TO_DO = frozenset(
     ["NoOp", "Const", "HostConst", "_Arg", "_Retval", "_HostSend", "_HostRecv", "Identity",
@@ -113,26 +120,36 @@ class TensorFlow(Runtime):
             shutil.copytree(conversion.source.path, conversion.folder / FOLDER)
             conversion.signature = conversion.source.signature
 
-    @precision("bfloat16", unsuited=environment.no_bfloat16)
-    def bfloat16(self, conversion: Conversion) -> None:
-        """Matrix products and convolutions in bfloat16, by grappler, saved into the graph.
+    @precision(
+        "bfloat16",
+        options=HALF_OPTIONS,
+        tried=({}, {"sensitive_ops": "half"}),
+        suitability=lambda: _suitability("bfloat16"),
+    )
+    def bfloat16(self, conversion: Conversion, sensitive_ops: str, xla: bool) -> None:
+        """Matrix products and convolutions in bfloat16, saved into the graph.
 
-        Inputs and outputs stay float32; ops that lose by 8 bits of mantissa stay float32 by
-        TensorFlow's own lists (auto_mixed_precision_lists.h). With AVX512-BF16 or AMX typically
-        1.5 to 1.7 times faster on convolutional networks.
+        Inputs and outputs stay float32, and so do softmax, reductions and the statistics of
+        normalisation; `sensitive_ops=half` leaves those to TensorFlow's lists, which cast less and
+        round more. With AVX512-BF16 or AMX typically 1.5 to 1.7 times faster on convolutional
+        networks. See `tfopt.half_graph`.
         """
-        import tensorflow as tf
+        _save_half(conversion, "bfloat16", sensitive_ops, xla)
 
-        rewritten = conversion.source.frozen_graph().rewrite(TO_BFLOAT16)
-        num_ops = sum(
-            "T" in node.attr and node.attr["T"].type == tf.bfloat16.as_datatype_enum
-            for node in rewritten.graph_def.node
-        )
-        if not num_ops:
-            raise ConversionError("TensorFlow found no operation that it would run in bfloat16.")
-        conversion.notes.append(f"{num_ops} operations run in bfloat16.")
-        rewritten.save(conversion.folder / FOLDER)
-        conversion.signature = _own_key(conversion)
+    @precision(
+        "float16",
+        options=HALF_OPTIONS,
+        tried=({}, {"xla": True}),
+        suitability=lambda: _suitability("float16"),
+    )
+    def float16(self, conversion: Conversion, sensitive_ops: str, xla: bool) -> None:
+        """Matrix products and convolutions in float16, saved into the graph; for GPUs.
+
+        As `bfloat16`; besides, operations whose values on real examples come near the largest of
+        float16 (65504) stay float32. With Tensor Cores two to three times faster on convolutional
+        networks, `xla` included; CPUs cast to float32 and back.
+        """
+        _save_half(conversion, "float16", sensitive_ops, xla)
 
 
 def _add_layers(found: dict[str, Layer], step_stats: Any, num_runs: int) -> None:
@@ -153,6 +170,41 @@ def _add_layers(found: dict[str, Layer], step_stats: Any, num_runs: int) -> None
             found[node.node_name] = dataclasses.replace(
                 before, time_ms=(before.time_ms or 0.0) + spent_ms
             )
+
+
+def _suitability(dtype: str) -> Suitability:
+    """What TensorFlow gains here: on its first GPU, else on the processor."""
+    if environment.gpus():  # importing TensorFlow takes seconds
+        import tensorflow as tf
+
+        for device in tf.config.list_physical_devices("GPU"):
+            details = tf.config.experimental.get_device_details(device)
+            return suitability.gpu(dtype, details.get("compute_capability"))
+    if dtype == "float16":
+        return Suitability(False, "TensorFlow computes float16 fast on GPUs only, and sees none.")
+    return suitability.of_this_cpu(dtype)
+
+
+def _save_half(conversion: Conversion, dtype: str, sensitive_ops: str, xla: bool) -> None:
+    graph = conversion.source.frozen_graph().rewrite(half_graph.BEFORE)
+    large: list[str] = []
+    if dtype == "float16" and conversion.calibration is not None:
+        large = half_graph.beyond_float16(graph, conversion.calibration())
+    rewritten = half_graph.to_half(graph, dtype, float32_nodes=large)
+    if sensitive_ops == "half":
+        kept, rewritten = rewritten, half_graph.to_half(graph, dtype, (), large)
+        if half_graph.num_half(kept, dtype) == half_graph.num_half(rewritten, dtype):
+            raise ConversionError(
+                f"No sensitive operation of this model can run in {dtype}, so this is "
+                f"{dtype}@tensorflow."
+            )
+    if not (num_ops := half_graph.num_half(rewritten, dtype)):
+        raise ConversionError(f"TensorFlow found no operation that it would run in {dtype}.")
+    conversion.notes.append(f"{num_ops} operations run in {dtype}.")
+    if large:
+        conversion.notes.append(half_graph.note_on_large(large))
+    rewritten.save(conversion.folder / FOLDER, jit_compile=xla)
+    conversion.signature = _own_key(conversion)
 
 
 def _own_key(conversion: Conversion) -> Signature:

@@ -61,8 +61,8 @@ def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:
                 skipped[variant] = f"{variant} cannot start from {kind}."
         elif reason := runtime.missing():
             skipped[variant] = reason[0].upper() + reason[1:]
-        elif requested is None and precision.unsuited and (reason := precision.unsuited()):
-            skipped[variant] = reason
+        elif requested is None and precision.suitability and not precision.suitability().suits:
+            skipped[variant] = precision.suitability().reason
         else:
             candidates.append(variant)
     return Plan(tuple(baselines), tuple(candidates), skipped)

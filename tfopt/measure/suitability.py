@@ -1,0 +1,78 @@
+"""What a processor or GPU gains from half precision."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tfopt.measure import environment
+
+_INSTRUCTIONS = {
+    "bfloat16": {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "BF16"},
+    "float16": {"amx_fp16": "AMX-FP16", "avx512_fp16": "AVX512-FP16", "asimdhp": "FP16"},
+}
+_TENSOR_CORES_SINCE = {"bfloat16": (8, 0), "float16": (7, 0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Suitability:
+    """Whether a machine gains from a precision.
+
+    Attributes:
+      suits: whether a search tries it by itself.
+      reason: why, a sentence.
+    """
+
+    suits: bool
+    reason: str
+
+
+def cpu(dtype: str, flags: frozenset[str]) -> Suitability:
+    """What a processor gains from `bfloat16` or `float16`, by its extensions as Linux names them.
+
+    Source: oneDNN's documentation of data types, which instructions each needs.
+    """
+    found = next((text for flag, text in _INSTRUCTIONS[dtype].items() if flag in flags), None)
+    if found:
+        return Suitability(
+            True,
+            f"This CPU has {dtype} instructions ({found}), which convolutions and matrix products "
+            "can use.",
+        )
+    expected = " or ".join(list(_INSTRUCTIONS[dtype].values())[:2])
+    return Suitability(
+        False,
+        f"This CPU has no {dtype} instructions ({expected}) and casts to float32 and back, so it "
+        "would only be slower.",
+    )
+
+
+def gpu(dtype: str, compute_capability: tuple[int, int] | None) -> Suitability:
+    """What an NVIDIA GPU gains from `bfloat16` or `float16`.
+
+    Source: NVIDIA, "Train With Mixed Precision", which data types Tensor Cores multiply.
+
+    Args:
+      dtype: either.
+      compute_capability: (major, minor); None where nothing tells it.
+    """
+    if compute_capability is None:
+        return Suitability(False, f"This GPU does not tell whether it gains from {dtype}.")
+    version = ".".join(map(str, compute_capability))
+    if compute_capability >= _TENSOR_CORES_SINCE[dtype]:
+        return Suitability(
+            True, f"This GPU's Tensor Cores (compute capability {version}) multiply {dtype}."
+        )
+    what = "has no Tensor Cores"
+    if compute_capability >= min(_TENSOR_CORES_SINCE.values()):
+        what = f"has no Tensor Cores for {dtype}"
+    needed = ".".join(map(str, _TENSOR_CORES_SINCE[dtype]))
+    return Suitability(
+        False,
+        f"This GPU {what} (compute capability {version}, they came with {needed}), so it would "
+        "hardly be faster.",
+    )
+
+
+def of_this_cpu(dtype: str) -> Suitability:
+    """What this machine's processor gains."""
+    return cpu(dtype, environment.cpu_flags())
