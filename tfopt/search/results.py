@@ -15,6 +15,7 @@ from tfopt.measure import accuracy, environment, latency, statistics
 from tfopt.measure.accuracy import Evaluation
 from tfopt.measure.diagnosis import Diagnosis
 from tfopt.search.budget import Budget
+from tfopt.search.reestimation import Gain
 from tfopt.search.run import Run
 from tfopt.variant import Variant
 
@@ -68,6 +69,19 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
         "reason": reason or " ".join(notes),
         "notes": notes,
     }
+
+
+def clearly_worse(run: Run) -> list[Variant]:
+    """Variants that lost accuracy beyond doubt (95 %), the fastest first."""
+    speedups = {}
+    for variant in run.plan.candidates:
+        timed = run.timed(variant)
+        if timed is None or run.failure(variant) is not None:
+            continue
+        drop = _accuracy_drop(run.evaluation_file(run.as_saved), run.evaluation_file(variant))
+        if drop.low > 0:
+            speedups[variant] = timed["speedup"]
+    return sorted(speedups, key=lambda variant: speedups[variant], reverse=True)
 
 
 def timed(baseline: latency.Timing, candidate: latency.Timing) -> dict[str, Any]:
@@ -156,7 +170,9 @@ def write(run: Run, chosen: str | None = None) -> Comparison:
         "command": run.command,
         "seconds": _seconds(run),
     }
-    details["summary"] = _summarize(rows, details, run.budget)
+    gain = (run.ledger.get("reestimate") or {"gain": None})["gain"]
+    offers = [] if gain is None else [Gain(**gain).offer(run.metric)]
+    details["summary"] = " ".join([_summarize(rows, details, run.budget), *offers])
     comparison = Comparison(tuple(rows), details, run.folder)
     comparison.save(run.folder)
     return comparison

@@ -20,8 +20,9 @@ from tfopt.compare.comparison import Comparison
 from tfopt.errors import ConversionError, InputError, ResultError
 from tfopt.isolation import Worker
 from tfopt.measure import accuracy, environment, latency
+from tfopt.measure.accuracy import Evaluation
 from tfopt.progress import Progress, duration
-from tfopt.search import interrupts, results, steps
+from tfopt.search import interrupts, reestimation, results, steps
 from tfopt.search.budget import Budget
 from tfopt.search.candidates import plan
 from tfopt.search.ledger import Ledger
@@ -29,6 +30,7 @@ from tfopt.search.options import Options
 from tfopt.search.remote import RemoteSession
 from tfopt.search.run import Run
 from tfopt.source import Source
+from tfopt.train.layers import is_model
 from tfopt.variant import Variant
 
 NUM_FINALISTS = 6
@@ -116,6 +118,7 @@ class Search:
             for variant in run.plan.candidates:
                 self._try(run, variant)
                 results.write(run)
+            self._reestimate(run, model)
             self.converter.close()
             self._cold_starts(run)
             finalists = self._final(run)
@@ -368,6 +371,66 @@ class Search:
                 note = f"What happens inside could not be seen: {error}"
         run.ledger.add("diagnose", variant, note=note, **clock)
 
+    def _reestimate(self, run: Run, model: Any) -> None:
+        """Tries whether new statistics of batch normalisation win accuracy back."""
+        if not (_is_keras(model) and run.dataset.has_labels and run.dataset.num_calibration):
+            return
+        if run.ledger.get("reestimate") is not None:
+            return
+        # Of each precision that computes statistics of its own, the fastest that needs it.
+        tried = {"float32": run.as_saved}
+        for variant in results.clearly_worse(run):
+            if variant.precision in reestimation.POLICIES:
+                tried.setdefault(variant.precision, variant)
+        self.progress.doing("estimating statistics of batch normalisation")
+        gain, note = None, None
+        with self._clock() as clock:
+            try:
+                for precision, variant in tried.items():
+                    found = self._gain(run, model, precision, variant)
+                    if gain is None or (found is not None and found.low > gain.low):
+                        gain = found
+            except (ConversionError, InputError) as error:
+                note = f"New statistics of batch normalisation were not tried: {error}"
+        values = None if gain is None else dataclasses.asdict(gain)
+        run.ledger.add("reestimate", gain=values, note=note, **clock)
+
+    def _gain(
+        self, run: Run, model: Any, precision: str, variant: Variant
+    ) -> reestimation.Gain | None:
+        """What a variant of the model with new statistics has won, if it has."""
+        folder = self.folder / "source" / "reestimated" / precision
+        shutil.rmtree(folder, ignore_errors=True)
+        arguments = (model, run.source, run.dataset, precision, folder, self.options.custom_objects)
+        if isinstance(model, Path):
+            name = "tfopt.search.reestimation:reestimate"
+            found = self.converter.call(name, *arguments)
+        else:
+            found = reestimation.reestimate(*arguments)
+        if found is None:
+            return None
+        parent = None
+        for step in (*steps.parents_of(variant), variant):
+            made = folder / step.slug
+            self.converter.call(
+                "tfopt.search.steps:convert",
+                found.source, step, made, parent, run.dataset, run.batch_size,
+            )  # fmt: skip
+            parent = made
+        file = run.folder / "evaluations" / f"{variant.slug}.reestimated.npz"
+        with self._measuring_worker(variant) as worker:
+            session = RemoteSession(worker, made, run.dataset, run.batch_size, run.num_threads)
+            session.evaluate(run.metric, run.output_name, run.reference_folder, file)
+        shutil.rmtree(folder)
+        before, after = Evaluation.open(run.evaluation_file(variant)), Evaluation.open(file)
+        won = accuracy.accuracy_drop(after, before)
+        if not won.low > 0 or before.accuracy is None or after.accuracy is None:
+            return None
+        return reestimation.Gain(
+            str(variant), found.layer, found.shift,
+            before.accuracy, after.accuracy, won.low, won.high,
+        )  # fmt: skip
+
     def _is_shared(self, run: Run, variant: Variant) -> bool:
         """Whether a variant runs in the baseline's process."""
         runtime = runtimes.get(variant.runtime)
@@ -505,6 +568,12 @@ class Search:
                 "median_ms": None if timed is None else timed["median_ms"],
             },
         )
+
+
+def _is_keras(model: Any) -> bool:
+    if isinstance(model, Path):
+        return model.suffix.lower() in (".keras", ".h5")
+    return is_model(model)
 
 
 def _add_cold_start(

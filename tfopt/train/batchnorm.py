@@ -11,6 +11,7 @@ import numpy as np
 
 from tfopt.errors import InputError
 from tfopt.train.batches import batches, leaves
+from tfopt.train.copies import matched
 from tfopt.train.layers import Layer, framework_of, walk
 
 _CLASSES = {"BatchNormalization", "SyncBatchNormalization"}
@@ -70,6 +71,32 @@ def reestimate_batchnorm(model: Layer, data: Any, batch_size: int = 64) -> None:
         for layer, values in zip(layers, before, strict=True):
             _assign(layer, *values)
         raise
+
+
+def has_batchnorm(model: Layer) -> bool:
+    """Whether a model has batch normalisation anywhere."""
+    return any(type(place.layer).__name__ in _CLASSES for place in walk(model))
+
+
+def largest_shift(model: Layer, other: Layer) -> tuple[float, str]:
+    """How far statistics of two copies of a model are apart, and where most.
+
+    Returns:
+      The distance in the layer where it is largest, averaged over its channels: of means, in
+      standard deviations of the first model, or of variances, as the logarithm of their ratio.
+      And the name of that layer.
+    """
+    found = (0.0, "")
+    for place, twin in matched(other, model):
+        if type(place.layer).__name__ not in _CLASSES or twin is None:
+            continue
+        mean, variance = _statistics(place.layer)
+        old_mean, old_variance = _statistics(twin.layer)
+        epsilon = place.layer.epsilon
+        shift = np.abs(mean - old_mean) / np.sqrt(old_variance + epsilon)
+        ratio = np.abs(np.log((variance + epsilon) / (old_variance + epsilon)))
+        found = max(found, (float(shift.mean()), place.path), (float(ratio.mean()), place.path))
+    return found
 
 
 @dataclasses.dataclass
