@@ -78,3 +78,7 @@ def test_a_layer_whose_outputs_are_not_finite_stays_in_float32():
 def test_an_output_that_is_to_stay_is_never_taken():
     units = [Unit(4, 1), Unit(1, math.inf)]
     assert assign(units, [Edge(0, 1, 10.0)], math.inf) == set()
+
+
+def test_errors_below_what_can_be_measured_are_none():
+    assert assign([Unit(1, 0.5, 1e-10), Unit(1, 0.5, 0.0)], [], 0.0) == {0, 1}

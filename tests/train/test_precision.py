@@ -298,6 +298,53 @@ class TestCopies:
         hidden = values @ np.asarray(body.kernel) + np.asarray(body.bias)
         np.testing.assert_allclose(body(values), hidden, rtol=1e-5)
 
+    def test_named_inputs_in_any_order(self, framework):
+        keras = importlib.import_module(framework)
+        inputs = {name: keras.Input((size,), name=name) for name, size in (("b", 3), ("a", 2))}
+        merged = keras.layers.concatenate([inputs["b"], inputs["a"]])
+        model = keras.Model(inputs, keras.layers.Dense(2)(merged))
+        copy = tfopt.set_precision(model, "mixed_bfloat16")
+        values = {"a": np.ones((4, 2), np.float32), "b": np.full((4, 3), 2, np.float32)}
+        np.testing.assert_allclose(copy(values), model(values), rtol=0.02, atol=0.02)
+
+    def test_images_of_any_size(self, framework):
+        keras = importlib.import_module(framework)
+        layers = keras.layers
+        model = keras.Sequential(
+            [
+                keras.Input((None, None, 3)),
+                layers.Conv2D(4, 3),
+                layers.MaxPooling2D(),
+                layers.Conv2D(2, 3),
+            ]
+        )
+        copy = tfopt.set_precision(model, "mixed_bfloat16")
+        images = np.random.default_rng(0).uniform(size=(1, 12, 12, 3)).astype(np.float32)
+        np.testing.assert_allclose(copy(images), model(images), atol=0.05)
+
+    def test_frozen_layers_inside_others_stay_frozen(self, framework):
+        keras = importlib.import_module(framework)
+
+        class Block(keras.layers.Layer):
+            def __init__(self, **kwargs):
+                super().__init__(**kwargs)
+                self.first, self.second = keras.layers.Dense(3), keras.layers.Dense(3)
+
+            def build(self, shape):
+                self.first.build(shape)
+                self.second.build((*shape[:-1], 3))
+                super().build(shape)
+
+            def call(self, inputs):
+                return self.second(self.first(inputs))
+
+        model = keras.Sequential([keras.Input((3,)), Block(name="block"), keras.layers.Dense(2)])
+        model.layers[0].first.trainable = False
+        copy = tfopt.set_precision(model, "mixed_bfloat16")
+        assert len(copy.trainable_variables) == len(model.trainable_variables) == 4
+        assert not copy.layers[0].first.trainable
+        assert copy.layers[0].second.trainable
+
 
 class TestTraining:
     @pytest.mark.parametrize("policy", HALVES)

@@ -52,13 +52,15 @@ def assign(units: Sequence[Unit], edges: Sequence[Edge], max_error: float) -> se
         for unit in units
     ]
     half = _fastest(units, edges, 0.0)
-    if error_of(units, half) <= max_error:
+    if error_of(units, half) <= max(max_error, _NO_ERROR):
         return half
     found: set[int] = set()
     low, high = 0.0, 1.0
     # At this price even the smallest error costs more than everything can gain.
     total_s = sum(unit.float32_s for unit in units) + sum(edge.cast_s for edge in edges)
-    least = min(units[index].error for index in half if units[index].error > _NO_ERROR)
+    least = min(
+        (units[index].error for index in half if units[index].error > _NO_ERROR), default=1.0
+    )
     dearest = 2 * total_s / least**2
     for _ in range(_NUM_PRICES):
         middle = (low + high) / 2

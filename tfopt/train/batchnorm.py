@@ -43,13 +43,14 @@ def reestimate_batchnorm(model: Layer, data: Any, batch_size: int = 64) -> None:
         lead to values that are not finite.
     """
     framework_of(model)
-    layers = [place.layer for place in walk(model) if type(place.layer).__name__ in _CLASSES]
+    layers = [place.layer for place in walk(model) if _is_batchnorm(place.layer)]
     if not layers:
         raise InputError(f"Model {model.name!r} has no batch normalisation to estimate anew.")
     before = [_statistics(layer) for layer in layers]
     try:
         with contextlib.ExitStack() as stack:
             sums = [stack.enter_context(_summed(layer)) for layer in layers]
+            stack.enter_context(_eagerly())
             num_examples = 0
             for batch in batches(data, batch_size):
                 model(batch, training=False)
@@ -75,7 +76,7 @@ def reestimate_batchnorm(model: Layer, data: Any, batch_size: int = 64) -> None:
 
 def has_batchnorm(model: Layer) -> bool:
     """Whether a model has batch normalisation anywhere."""
-    return any(type(place.layer).__name__ in _CLASSES for place in walk(model))
+    return any(_is_batchnorm(place.layer) for place in walk(model))
 
 
 def largest_shift(model: Layer, other: Layer) -> tuple[float, str]:
@@ -88,7 +89,7 @@ def largest_shift(model: Layer, other: Layer) -> tuple[float, str]:
     """
     found = (0.0, "")
     for place, twin in matched(other, model):
-        if type(place.layer).__name__ not in _CLASSES or twin is None:
+        if not _is_batchnorm(place.layer) or twin is None:
             continue
         mean, variance = _statistics(place.layer)
         old_mean, old_variance = _statistics(twin.layer)
@@ -105,30 +106,67 @@ class _Sums:
 
     total: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
     squares: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(()))
-    num_values: int = 0
+    num_values: float = 0.0
+
+    def add(self, inputs: Any, mask: Any, axis: int) -> None:
+        """Adds the values that normalisation counts: those that are not masked out.
+
+        Args:
+          inputs: tensor of shape (…, channels, …).
+          mask: None, or tensor of the shape of `inputs` without the channels.
+          axis: of the channels.
+        """
+        import tensorflow as tf
+
+        values = tf.cast(inputs, tf.float32)
+        others = [index for index in range(len(values.shape)) if index != axis % len(values.shape)]
+        weights = tf.ones_like(values) if mask is None else tf.cast(mask, tf.float32)
+        if mask is not None:
+            weights = tf.expand_dims(weights, axis) * tf.ones_like(values)
+        count = float(tf.reduce_sum(weights)) / values.shape[axis]
+        mean, variance = tf.nn.weighted_moments(values, others, weights)
+        if count:
+            mean, variance = (np.asarray(found, np.float64) for found in (mean, variance))
+            self.total = self.total + count * mean
+            self.squares = self.squares + count * (variance + mean**2)
+            self.num_values += count
 
 
 @contextlib.contextmanager
 def _summed(layer: Layer) -> Iterator[_Sums]:
     """The layer uses the statistics of each batch, which are added up; at each of its places."""
-    call, momentum, trainable = layer.call, layer.momentum, layer.trainable
+    call, trainable = layer.call, layer.trainable
+    axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]  # tf_keras has a list
     sums = _Sums()
 
-    def training_call(inputs: Any, training: Any = None, **kwargs: Any) -> Any:
-        outputs = call(inputs, training=True, **kwargs)
-        mean, variance = _statistics(layer)
-        count = int(np.prod(inputs.shape)) // mean.size
-        sums.total = sums.total + count * mean
-        sums.squares = sums.squares + count * (variance + mean**2)
-        sums.num_values += count
-        return outputs
+    def training_call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        sums.add(inputs, mask, axis)
+        masked = {} if mask is None else {"mask": mask}
+        return call(inputs, training=True, **masked)
 
-    layer.call, layer.momentum, layer.trainable = training_call, 0.0, True
+    layer.call, layer.trainable = training_call, True
     try:
         yield sums
     finally:
         del layer.call
-        layer.momentum, layer.trainable = momentum, trainable
+        layer.trainable = trainable
+
+
+@contextlib.contextmanager
+def _eagerly() -> Iterator[None]:
+    """Inside, functions that layers compiled for themselves run step by step, too."""
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _is_batchnorm(layer: Layer) -> bool:
+    return any(found.__name__ in _CLASSES for found in type(layer).__mro__)
 
 
 def _statistics(layer: Layer) -> tuple[np.ndarray, np.ndarray]:

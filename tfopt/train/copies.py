@@ -24,7 +24,7 @@ from tfopt.train.layers import (
     walk,
 )
 
-_FREE_SIZE = 2  # of a free dimension, for a trial
+_FREE_SIZES = (2, 32, 256)  # of free dimensions, for a trial
 
 
 def copy_with_policies(model: Layer, names: Mapping[int, str], policy: str) -> Layer:
@@ -41,7 +41,7 @@ def copy_with_policies(model: Layer, names: Mapping[int, str], policy: str) -> L
     """
     try:
         copy = _made_again(model, names, policy)
-        _try_out(copy)
+        _try_out(copy, model)
     except Exception as error:
         if policy != "float32":
             _blame_layer(error, model)
@@ -72,6 +72,8 @@ def _made_again(model: Layer, names: Mapping[int, str], policy: str) -> Layer:
             set_policy(place.layer, wanted)
         if origin is not None:
             _copy_vocabulary(origin.layer, place.layer)
+            # Outer layers come first, and what is set for them goes for all inside.
+            place.layer.trainable = origin.layer.trainable
     copy.set_weights(model.get_weights())
     for place in walk(copy):
         if type(place.layer).__name__ == "Normalization":
@@ -182,16 +184,39 @@ def in_float32(model: Layer) -> Iterator[None]:
             set_policy(layer, policy)
 
 
-def _try_out(model: Layer) -> None:
-    """Calls a functional or sequential model once, on zeros; raises what that raises."""
-    inputs = getattr(model, "inputs", None)
+def _try_out(copy: Layer, model: Layer) -> None:
+    """Calls a functional or sequential copy once, on zeros that its original takes, too.
+
+    Raises:
+      Exception: what the copy raises, if the original does not.
+    """
+    inputs = getattr(copy, "inputs", None)
     if not inputs or any(_dtype(tensor) == "string" for tensor in inputs):
         return
-    zeros = [
-        np.zeros([_FREE_SIZE if size is None else size for size in tensor.shape], _dtype(tensor))
-        for tensor in inputs
-    ]
-    model(zeros if len(zeros) > 1 else zeros[0])
+    failures = []
+    for size in _FREE_SIZES:  # small ones are quick, and too small for some
+        try:
+            copy(_zeros(copy, size))
+            return
+        except Exception as error:
+            failures.append(error)
+    for size, error in zip(_FREE_SIZES, failures, strict=True):
+        try:
+            model(_zeros(model, size))
+        except Exception:
+            continue
+        raise error
+
+
+def _zeros(model: Layer, size: int) -> Any:
+    """An input in the structure that the model was made with."""
+    import tensorflow as tf
+
+    def zeros(tensor: Any) -> np.ndarray:
+        shape = [size if length is None else length for length in tensor.shape]
+        return np.zeros(shape, _dtype(tensor))
+
+    return tf.nest.map_structure(zeros, model.input)
 
 
 def _dtype(tensor: Any) -> Any:
@@ -209,7 +234,7 @@ def _blame_layer(error: Exception, model: Layer) -> None:
     if layer is None:
         return
     try:
-        _try_out(_made_again(model, {}, "float32"))
+        _try_out(_made_again(model, {}, "float32"), model)
     except Exception:
         return
     raise InputError(

@@ -39,6 +39,19 @@ def framework_of(model: object) -> Any:
     )
 
 
+def check_built(model: Layer) -> None:
+    """Checks that a model has its variables.
+
+    Raises:
+      InputError: when it does not.
+    """
+    if not model.built:
+        raise InputError(
+            f"Model {model.name!r} is not built: its input shapes are unknown; call it on data "
+            "once, or build it inside `with tfopt.precision(…)`."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """A layer and where it is; `parent` is None for a root that is no model."""

@@ -18,6 +18,7 @@ from tfopt.train.layers import (
     Layer,
     Pattern,
     Patterns,
+    check_built,
     framework_of,
     global_policy,
     is_model,
@@ -53,11 +54,7 @@ def set_precision(model: Layer, policy: str, keep_float32: Sequence[Pattern] = (
     check_policy(policy)
     framework_of(model)
     patterns = Patterns(keep_float32)
-    if not model.built:
-        raise InputError(
-            f"Model {model.name!r} is not built: its input shapes are unknown; call it on data "
-            "once, or build it inside `with tfopt.precision(…)`."
-        )
+    check_built(model)
     names = choose([model], policy, patterns, is_strict=True)
     copy = copies.copy_with_policies(model, names, policy)
     compiling.compile_like(model, copy)

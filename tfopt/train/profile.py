@@ -22,6 +22,7 @@ from tfopt.train.layers import (
     Layer,
     Pattern,
     Patterns,
+    check_built,
     framework_of,
     policy_name,
     set_policy,
@@ -121,10 +122,11 @@ def profile_precision(
       quiet: print no progress.
 
     Raises:
-      InputError: when the policy is unknown or none is recommended, the model cannot be copied, or
-        there are no data.
+      InputError: when the policy is unknown or none is recommended, the model is not built or
+        cannot be copied, or there are no data.
     """
     framework_of(model)
+    check_built(model)
     policy = _chosen_policy(policy)
     if not max_error >= 0:
         raise InputError(f"max_error is {max_error}; expected 0 or more, such as 0.05.")
@@ -258,8 +260,7 @@ class _Profiler:
 
     def _unit(self, found: _Found) -> Unit:
         if found.time is None:
-            # Without a time it follows its neighbours, unless it has to stay.
-            return Unit(0.0, math.inf if found.default or found.problem else 0.0, 0.0)
+            return Unit(0.0, math.inf, 0.0)
         if found.time.speedup is None:
             return Unit(found.time.float32_s, math.inf, 0.0)
         half_s = found.time.float32_s / found.time.speedup.estimate
