@@ -192,6 +192,96 @@ class TestTraining:
         fit(model, callback)
         assert list(callback.history.step) == [1, 2, 3, 4]
 
+    def test_the_hook_of_a_failed_fit_goes(self, framework):
+        model = compile_(conv(framework), framework)
+        left = tfopt.PrecisionWatch()
+        left.set_model(model)
+        left.on_train_begin()
+        fit(model, tfopt.PrecisionWatch())
+        assert left.history.empty
+        assert not {"apply", "apply_gradients"} & set(vars(model.optimizer))
+
+    @pytest.mark.parametrize("is_subclass", [False, True])
+    def test_models_that_the_first_batch_builds(self, framework, is_subclass):
+        keras = importlib.import_module(framework)
+
+        class Subclass(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.hidden = keras.layers.Dense(5, name="hidden")
+                self.last = keras.layers.Dense(4, activation="softmax", name="last")
+
+            def call(self, inputs):
+                return self.last(self.hidden(inputs))
+
+        with tfopt.precision("mixed_float16", keep_float32=["last"]):
+            layers = keras.layers
+            model = (
+                Subclass()
+                if is_subclass
+                else keras.Sequential(
+                    [layers.Dense(5, name="hidden"), layers.Dense(4, "softmax", name="last")]
+                )
+            )
+        compile_(model, framework)
+        callback = tfopt.PrecisionWatch(every=2)
+        x = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+        logs = model.fit(x, LABELS, batch_size=8, epochs=2, verbose=0, callbacks=[callback]).history
+        assert list(callback.history.step) == [2, 4, 6, 8]
+        assert len(logs["zero_gradients"]) == 2
+        table = callback.layers.set_index("layer")
+        assert table.dtype["hidden"] == "float16"
+        assert table.dtype["last"] == "float32"
+
+    def test_nothing_to_watch(self, framework):
+        model = conv(framework)
+        model.trainable = False
+        compile_(model, framework)
+        with pytest.warns(UserWarning, match="'conv', so that nothing was watched"):
+            logs = fit(model, tfopt.PrecisionWatch()).history
+        assert "zero_gradients" not in logs
+
+    def test_two_uses_of_the_optimizer_in_a_step(self, framework):
+        """The first layer's gradients are 0 and the second's are not, one after the other."""
+        keras = importlib.import_module(framework)
+
+        class InTurns(keras.Model):
+            def train_step(self, data):
+                x, y = data
+                for layer in ("first", "second"):
+                    variables = self.get_layer(layer).trainable_variables
+                    with tf.GradientTape() as tape:
+                        loss = tf.reduce_mean((self(x, training=True) - y) ** 2)
+                    pairs = zip(tape.gradient(loss, variables), variables, strict=True)
+                    self.optimizer.apply_gradients(list(pairs))
+                return {"loss": loss}
+
+        inputs = keras.Input((2,))
+        hidden = keras.layers.Dense(3, use_bias=False, name="first")(inputs)
+        out = keras.layers.Dense(1, name="second")(hidden)
+        model = InTurns(inputs, out)
+        model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+        model.optimizer.build(model.trainable_variables)
+        callback = tfopt.PrecisionWatch(count_every=2)
+        zeros = np.zeros((12, 2), np.float32)
+        model.fit(
+            zeros, np.ones((12, 1), np.float32), batch_size=2, verbose=0, callbacks=[callback]
+        )
+        table = callback.layers.set_index("layer")
+        assert table.zero_gradients["first"] == 1
+        # Of the kernel's 3 gradients and the bias's 1 only the bias's is not 0.
+        assert table.zero_gradients["second"] == pytest.approx(3 / 4)
+        assert callback.history.step.max() == 12
+
+    def test_double_precision(self, framework):
+        keras = importlib.import_module(framework)
+        inputs = keras.Input((2,), dtype="float64")
+        model = keras.Model(inputs, keras.layers.Dense(1, dtype="float64")(inputs))
+        model.compile("sgd", "mse", jit_compile=False)
+        callback = tfopt.PrecisionWatch()
+        model.fit(np.ones((4, 2)), np.zeros((4, 1)), verbose=0, callbacks=[callback])
+        assert callback.layers.zero_gradients.tolist() == [0.0]
+
     def test_with_xla(self, framework):
         keras = importlib.import_module(framework)
         model = conv(framework)

@@ -25,8 +25,6 @@ MAX_NOT_FINITE = 3  # in a row without loss scaling, where the first spoils the 
 MAX_ZERO_STEPS = 20  # in a row, of all gradients and of those that were counted
 COUNT_EVERY = 10
 
-_SMALLEST_NORMAL = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126}
-
 
 class PrecisionWatch(KerasCallback):
     """Records what half precision does to gradients, and stops when training cannot work.
@@ -48,6 +46,8 @@ class PrecisionWatch(KerasCallback):
     the epoch with gradients that were not finite), `zero_gradients` and `underflowing_gradients`
     (shares of all gradients of the epoch, 0…1). A `TensorBoard` or `CSVLogger` callback that comes
     after this one writes them, too.
+
+    A `train_step` of its own may use the optimizer several times in a batch: each counts as a step.
 
     Training is stopped, with a warning that says why and what to do, when 30 steps in a row
     overflowed in spite of loss scaling, 3 without it were not finite, or all gradients of 20
@@ -115,10 +115,12 @@ class PrecisionWatch(KerasCallback):
                 f"The optimizer is a {type(optimizer).__name__}; expected one of Keras or tf_keras."
             )
         self.problem, self._rows, self._step, self._num_batches = None, [], 0, 0
-        with self.model.distribute_strategy.scope():
-            self._counts = _Counts(self.model, self._count_every)
-        _warn_without_scaling(self.model, self._counts)
-        _listen(optimizer, name, self._counts.add)
+        self._counts = None
+        if self.model.built:
+            with self.model.distribute_strategy.scope():
+                self._start_counting()
+        _stop_listening(optimizer)  # if another training ended by an error
+        _listen(optimizer, name, self._hear)
         self.model.make_train_function(force=True)
         if self._log_dir is not None:
             import tensorflow as tf
@@ -127,10 +129,7 @@ class PrecisionWatch(KerasCallback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Leaves the optimizer as it was."""
-        optimizer = self.model.optimizer
-        for name in ("apply", "apply_gradients"):
-            if name in vars(optimizer):
-                delattr(optimizer, name)
+        _stop_listening(self.model.optimizer)
         self.model.train_function = None  # traced with this callback in it
         if self._writer is not None:
             self._writer.close()
@@ -138,8 +137,8 @@ class PrecisionWatch(KerasCallback):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Starts to count anew."""
-        assert self._counts is not None
-        self._counts.start_epoch()
+        if self._counts is not None:
+            self._counts.start_epoch()
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Looks at what was counted, every so many batches."""
@@ -150,17 +149,36 @@ class PrecisionWatch(KerasCallback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the figures of the epoch to the logs."""
         self._look()
-        assert self._counts is not None
-        if logs is not None:
+        if self._counts is None or not self._counts.of_epoch.num_steps:
+            warnings.warn(
+                f"No gradients came to the optimizer of model {self.model.name!r}, so that nothing "
+                "was watched: its train_step uses another one, or nothing in it is trainable.",
+                stacklevel=2,
+            )
+        elif logs is not None:
             logs.update(self._with_scale(self._counts.of_epoch.figures()))
+
+    def _start_counting(self) -> None:
+        self._counts = _Counts(self.model, self._count_every)
+        _warn_without_scaling(self.model, self._counts)
+
+    def _hear(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+        """Counts one step; traced into the training step."""
+        import tensorflow as tf
+
+        if self._counts is None:  # a model that is built by its first batch
+            with tf.init_scope():
+                self._start_counting()
+        assert self._counts is not None
+        self._counts.add(gradients, variables)
 
     def _with_scale(self, figures: dict[str, float]) -> dict[str, float]:
         scale = scale_variable(self.model.optimizer)
         return figures if scale is None else {"loss_scale": float(np.asarray(scale)), **figures}
 
     def _look(self) -> None:
-        counts = self._counts
-        assert counts is not None
+        if (counts := self._counts) is None:
+            return
         since = counts.read()
         if not since.num_steps:
             return
@@ -204,14 +222,16 @@ class Tally:
     Attributes:
       num_steps: all.
       num_overflows: steps in which some gradient was not finite.
-      num_counted: steps in which zeros and underflow were counted.
+      num_counted: array of shape (variables,), float64: steps in which zeros and underflow of a
+        variable's gradient were counted.
       sums: array of shape (variables, 2), float64: shares of zeros and of underflowing gradients.
       overflows: array of shape (variables,), float64: steps in which not all were finite.
       sizes: elements of each variable.
     """
 
     def __init__(self, sizes: Sequence[int]):
-        self.num_steps = self.num_overflows = self.num_counted = 0
+        self.num_steps = self.num_overflows = 0
+        self.num_counted = np.zeros(len(sizes))
         self.sums = np.zeros((len(sizes), 2))
         self.overflows = np.zeros(len(sizes))
         self.sizes = np.asarray(sizes, np.float64)
@@ -226,10 +246,13 @@ class Tally:
 
     def shares(self, variables: Sequence[int] | slice = slice(None)) -> tuple[float, float]:
         """Of zeros and of underflow; variables weigh as much as they have elements."""
-        sizes = self.sizes[variables]
-        zeros, small = np.average(self.sums[variables], axis=0, weights=sizes)
-        count = max(1, self.num_counted)
-        return float(zeros) / count, float(small) / count
+        counted = self.num_counted[variables]
+        weights = self.sizes[variables] * (counted > 0)
+        if not weights.any():
+            return 0.0, 0.0
+        means = self.sums[variables] / np.maximum(counted, 1)[:, None]
+        zeros, small = np.average(means, axis=0, weights=weights)
+        return float(zeros), float(small)
 
     def figures(self) -> dict[str, float]:
         """Of all variables together."""
@@ -317,7 +340,10 @@ class _Counts:
         mean, first = tf.VariableAggregation.MEAN, tf.VariableAggregation.ONLY_FIRST_REPLICA
         self._sums = zeros(len(self.variables), 2, aggregation=mean)
         self._overflows = zeros(len(self.variables), aggregation=mean)
-        self._steps = zeros(3, aggregation=mean)  # all, those not finite, and those counted
+        self._steps = zeros(2, aggregation=mean)  # all, and those not finite
+        # By variable, since a training step may use the optimizer several times, for parts.
+        self._seen = zeros(len(self.variables), aggregation=mean)
+        self._counted = zeros(len(self.variables), aggregation=mean)
         self._streaks = zeros(2, aggregation=first)  # not finite, and zeros only
         sizes = [int(np.prod(variable.shape)) for variable in self.variables]
         self._new = lambda: Tally(sizes)
@@ -329,7 +355,7 @@ class _Counts:
         self.of_epoch = self._new()
 
     def add(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
-        """Counts one step; traced into the training step."""
+        """Counts one use of the optimizer."""
         import tensorflow as tf
 
         scale = self._scale() if self._is_unscaled else None
@@ -350,21 +376,24 @@ class _Counts:
 
         def count() -> Any:
             shares = {
-                index: small_shares(gradient, _SMALLEST_NORMAL[self.places[index][1]], scale)
+                index: small_shares(gradient, smallest_normal(self.places[index][1]), scale)
                 for index, gradient in found.items()
             }
             is_zero = tf.reduce_all([share[0] == 1.0 for share in shares.values()])
             streak = (self._streaks[1] + 1.0) * tf.cast(is_zero, tf.float32)
-            return spread(shares, tf.zeros(2)), streak, tf.ones(())
+            return spread(shares, tf.zeros(2)), streak
 
         def leave_out() -> Any:
-            return tf.zeros([len(self.variables), 2]), tf.identity(self._streaks[1]), tf.zeros(())
+            return tf.zeros([len(self.variables), 2]), tf.identity(self._streaks[1])
 
-        is_counted = tf.math.floormod(self._steps[0], float(self._count_every)) == 0.0
-        sums, zero_streak, num_counted = tf.cond(is_counted, count, leave_out)
+        is_counted = tf.math.floormod(self._seen[min(found)], float(self._count_every)) == 0.0
+        sums, zero_streak = tf.cond(is_counted, count, leave_out)
+        seen = tf.constant([float(index in found) for index in range(len(self.variables))])
+        self._seen.assign_add(seen)
+        self._counted.assign_add(seen * tf.cast(is_counted, tf.float32))
         self._sums.assign_add(sums)
         self._streaks.assign(tf.stack([(self._streaks[0] + 1.0) * is_bad, zero_streak]))
-        self._steps.assign_add(tf.stack([1.0, is_bad, num_counted]))
+        self._steps.assign_add(tf.stack([1.0, is_bad]))
 
     def read(self) -> Tally:
         """What was counted since the last time."""
@@ -372,10 +401,11 @@ class _Counts:
         tally.sums = np.asarray(self._sums.read_value(), np.float64)
         tally.overflows = np.asarray(self._overflows.read_value(), np.float64)
         steps = np.asarray(self._steps.read_value())
-        tally.num_steps, tally.num_counted = int(steps[0]), int(steps[2])
+        tally.num_counted = np.asarray(self._counted.read_value(), np.float64)
+        tally.num_steps = int(steps[0])
         tally.num_overflows = math.ceil(steps[1])
         self.bad_streak, self.zero_streak = map(int, np.asarray(self._streaks.read_value()))
-        for variable in (self._sums, self._overflows, self._steps):
+        for variable in (self._sums, self._overflows, self._steps, self._seen, self._counted):
             variable.assign(np.zeros(variable.shape, np.float32))
         if hasattr(self, "of_epoch"):
             self.of_epoch.add(tally)
@@ -439,6 +469,17 @@ def small_shares(gradient: Any, smallest: float, scale: Any = None) -> Any:
     return tf.stack([1.0 - share_of_rows * num_others / size, share_of_rows * num_small / size])
 
 
+def smallest_normal(dtype: str) -> float:
+    """The smallest positive number of a dtype that has all its bits; of float64, float32's."""
+    return 2.0**-14 if dtype == "float16" else 2.0**-126
+
+
+def _stop_listening(optimizer: Any) -> None:
+    for name in ("apply", "apply_gradients"):
+        if getattr(vars(optimizer).get(name), "is_watching", False):
+            delattr(optimizer, name)
+
+
 def _listen(
     optimizer: Any, name: str, hear: Callable[[Sequence[Any], Sequence[Any]], None]
 ) -> None:
@@ -455,7 +496,9 @@ def _listen(
         hear([pair[0] for pair in pairs], [pair[1] for pair in pairs])
         return original(pairs, *args, **kwargs)
 
-    setattr(optimizer, name, apply if name == "apply" else apply_gradients)
+    listening: Any = apply if name == "apply" else apply_gradients
+    listening.is_watching = True
+    setattr(optimizer, name, listening)
 
 
 def _warn_without_scaling(model: Layer, counts: _Counts) -> None:
