@@ -21,12 +21,14 @@ class Contents:
     def __init__(self, *names: str, state: str, marks: tuple[str, ...]):
         self.names, self.state, self.marks = names, state, marks
 
-    def claim(self, folder: Path, resume: bool, overwrite: bool) -> Path:
-        """Makes the output folder, and empties it if that was asked for.
+    def check(self, folder: Path, resume: bool, overwrite: bool) -> Path:
+        """Checks that the folder can be claimed, and changes nothing.
+
+        Returns:
+          Its absolute path.
 
         Raises:
-          InputError: when it holds something and neither was asked for, holds what tfopt did not
-            write, or cannot be written.
+          InputError: as `claim` does.
         """
         folder = folder.absolute()
         if resume and overwrite:
@@ -35,35 +37,52 @@ class Contents:
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"{folder} is a file; --output_dir must be a folder.")
             is_full = folder.exists() and any(folder.iterdir())
-            if resume and not (folder / self.state).is_file():
-                raise InputError(f"Nothing to resume in {folder}: it holds no {self.state}.")
-            if is_full and overwrite:
-                self._empty(folder)
-            elif is_full and not resume:
-                raise InputError(
-                    f"{folder} is not empty; give --resume to go on with it, --overwrite to start "
-                    "again, or another --output_dir."
-                )
+        except OSError as error:
+            raise self._unusable(folder, error) from error
+        if resume and not (folder / self.state).is_file():
+            raise InputError(f"Nothing to resume in {folder}: it holds no {self.state}.")
+        if is_full and overwrite and not any((folder / mark).is_file() for mark in self.marks):
+            raise InputError(
+                f"{folder} was not written by tfopt, so --overwrite leaves it alone; name another "
+                "--output_dir."
+            )
+        if is_full and not overwrite and not resume:
+            raise InputError(
+                f"{folder} is not empty; give --resume to go on with it, --overwrite to start "
+                "again, or another --output_dir."
+            )
+        return folder
+
+    def claim(self, folder: Path, resume: bool, overwrite: bool) -> Path:
+        """Makes the output folder, and empties it if that was asked for.
+
+        Raises:
+          InputError: when it holds something and neither was asked for, holds what tfopt did not
+            write, or cannot be written.
+        """
+        folder = self.check(folder, resume, overwrite)
+        try:
+            if overwrite and folder.exists():
+                self.empty(folder)
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / f".write-{time.monotonic_ns()}"
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise InputError(
-                f"{folder} cannot be written ({error.strerror}); name another --output_dir."
-            ) from error
+            raise self._unusable(folder, error) from error
         return folder
 
-    def _empty(self, folder: Path) -> None:
+    def empty(self, folder: Path) -> None:
         """Deletes what the work writes, and only that."""
-        if not any((folder / mark).is_file() for mark in self.marks):
-            raise InputError(
-                f"{folder} was not written by tfopt, so --overwrite leaves it alone; name another "
-                "--output_dir."
-            )
         for name in self.names:
             path = folder / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _unusable(folder: Path, error: OSError) -> InputError:
+        return InputError(
+            f"{folder} cannot be written ({error.strerror}); name another --output_dir."
+        )

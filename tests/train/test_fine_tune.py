@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,33 +146,43 @@ def test_resuming_what_is_finished_changes_nothing(framework, model_file, tmp_pa
         ("int", None, 4, "sparse_categorical_crossentropy"),
         ("int", "sigmoid", 1, "binary_crossentropy"),
         ("float", None, 2, "mean_squared_error"),
+        ("int", None, 1, "binary_crossentropy"),
+        ("counts", None, 1, "mean_squared_error"),
+        ("one_hot", "softmax", 4, "categorical_crossentropy"),
+        ("one_hot", None, 4, "categorical_crossentropy"),
     ],
 )
 def test_uncompiled_models_get_a_loss_by_their_labels(
-    framework, tmp_path, labels, activation, units, loss
+    framework, tmp_path, capsys, labels, activation, units, loss
 ):
     keras = importlib.import_module(framework)
     model = keras.Sequential([keras.layers.Input((6,)), keras.layers.Dense(units, activation)])
     model.save(tmp_path / "model.keras")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(16, 6)).astype(np.float32)
-    y = (
-        rng.integers(0, units + (units == 1), 16)
-        if labels == "int"
-        else rng.normal(size=(16, units))
-    )
+    classes = rng.integers(0, units + (units == 1), 16)
+    y = {
+        "int": classes,
+        "float": rng.normal(size=(16, units)),
+        "counts": rng.integers(20, 80, 16),
+        "one_hot": np.eye(units, dtype=np.float32)[classes % units],
+    }[labels]
     result = tfopt.fine_tune(
-        tmp_path / "model.keras", {"x": x, "y": y}, tmp_path / "out", learning_rate=0.0, **QUIET
-    )
+        tmp_path / "model.keras", {"x": x, "y": y}, tmp_path / "out",
+        learning_rate=0.0, batch_size=8,
+    )  # fmt: skip
+    assert f"trained with Adam on {loss}" in capsys.readouterr().err
     outputs = np.asarray(model(x), np.float64)
     if loss == "mean_squared_error":
-        expected = np.mean((outputs - y) ** 2)
+        expected = np.mean((outputs - y.reshape(16, -1)) ** 2)
     elif loss == "binary_crossentropy":
+        outputs = outputs if activation else 1 / (1 + np.exp(-outputs))
         expected = -np.mean(np.log(np.where(y[:, None] == 1, outputs, 1 - outputs)))
     else:
         if activation is None:
             outputs = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
-        expected = -np.mean(np.log(outputs[np.arange(16), y]))
+        expected = -np.mean(np.log(outputs[np.arange(16), classes]))
+    assert ("accuracy" in result.history) == (loss != "mean_squared_error")
     assert result.history["loss"] == [pytest.approx(expected, rel=1e-4)]
 
 
@@ -200,6 +212,129 @@ def test_several_inputs(framework, tmp_path):
     assert result.history["loss"][1] < result.history["loss"][0]
 
 
+def test_subclassed_models(tmp_path):
+    @keras.saving.register_keras_serializable("tests")
+    class Own(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = keras.layers.Dense(4, activation="softmax", name="dense")
+
+        def build(self, shape):
+            self.dense.build(shape)
+            super().build(shape)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = Own()
+    x = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+    model(x)
+    model.save(tmp_path / "model.keras")
+    result = tfopt.fine_tune(
+        tmp_path / "model.keras", {"x": x, "y": LABELS}, tmp_path / "out", epochs=2, **QUIET
+    )
+    assert result.history["loss"][1] < result.history["loss"][0]
+    assert "accuracy" in result.history
+
+
+def test_weights_of_examples(framework, model_file, tmp_path):
+    """Of weight 0 nothing is learned."""
+    weights = np.zeros(32, np.float32)
+    for name, data in (
+        ("none", (IMAGES, LABELS, weights)),
+        ("ones", (IMAGES, LABELS, weights + 1)),
+    ):
+        result = tfopt.fine_tune(model_file, data, tmp_path / name, seed=1, **QUIET)
+        assert (result.history["loss"][0] == 0) == (name == "none")
+    with pytest.raises(tfopt.InputError, match="31 weights for 32 examples"):
+        tfopt.fine_tune(model_file, (IMAGES, LABELS, weights[:31]), tmp_path / "few", **QUIET)
+
+
+def test_a_backup_is_of_finite_weights(framework, model_file, tmp_path):
+    """Training breaks down in the second epoch, and goes on from the first at a lower rate."""
+    out = tmp_path / "out"
+    first = tfopt.fine_tune(model_file, DATA, out, learning_rate=0.01, **QUIET)
+    weights = first.model.get_weights()
+    with pytest.raises(tfopt.ResultError, match="Training was stopped"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tfopt.fine_tune(model_file, DATA, out, learning_rate=1e38, epochs=2, resume=True, **QUIET)
+    again = tfopt.fine_tune(
+        model_file, DATA, out, learning_rate=0.0, epochs=2, resume=True, **QUIET
+    )
+    assert float(np.asarray(again.model.optimizer.learning_rate)) == 0
+    trained = {id(weight) for weight in again.model.trainable_weights}
+    for weight, old in zip(again.model.weights, weights, strict=True):
+        if id(weight) in trained:
+            np.testing.assert_array_equal(np.asarray(weight), old)
+
+
+def test_each_resumed_epoch_has_an_order_of_its_own(framework, tmp_path, monkeypatch):
+    """As its examples would come if it had not been interrupted: not twice the same."""
+    fw = importlib.import_module(framework)
+    model = fw.Sequential([fw.layers.Input((1,)), fw.layers.Dense(1, name="dense")])
+    model.compile(fw.optimizers.SGD(0.0), "mse", metrics=[])
+    model.save(tmp_path / "model.keras")
+    losses = []
+
+    class Losses(fw.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            losses.append(logs["loss"])
+
+    fit = fw.Model.fit
+
+    def listening(self, *args, callbacks=(), **kwargs):
+        return fit(self, *args, callbacks=[*callbacks, Losses()], **kwargs)
+
+    monkeypatch.setattr(fw.Model, "fit", listening)
+    data = {"x": np.arange(16.0)[:, None], "y": np.arange(16.0)[:, None] ** 3}
+    for epochs in (1, 2):
+        tfopt.fine_tune(
+            tmp_path / "model.keras", data, tmp_path / "out", epochs=epochs, quiet=True,
+            batch_size=4, resume=epochs > 1,
+        )  # fmt: skip
+    assert len(losses) == 8
+    assert losses[3] == pytest.approx(losses[7])  # the same examples in each epoch
+    assert losses[:3] != pytest.approx(losses[4:7])
+
+
+class TestNothingIsLost:
+    def test_when_the_model_lies_in_the_folder(self, framework, model_file, tmp_path):
+        tfopt.fine_tune(model_file, DATA, tmp_path / "out", **QUIET)
+        trained = tmp_path / "out" / "model.keras"
+        with pytest.raises(tfopt.InputError, match="lies in the folder that --overwrite"):
+            tfopt.fine_tune(trained, DATA, tmp_path / "out", overwrite=True, **QUIET)
+        assert trained.is_file()
+
+    def test_when_an_argument_is_wrong(self, framework, model_file, tmp_path):
+        out = tmp_path / "out"
+        tfopt.fine_tune(model_file, DATA, out, **QUIET)
+        before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+        for wrong in (
+            {"data": str(tmp_path / "none.npz")},
+            {"data": {"x": IMAGES, "y": LABELS + 3}},
+            {"keep_float32": ["none"], "precision": "mixed_bfloat16"},
+        ):
+            with pytest.raises(tfopt.InputError):
+                tfopt.fine_tune(
+                    model_file, output_dir=out, overwrite=True, **{"data": DATA, **QUIET, **wrong}
+                )
+        assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+    def test_a_first_try_that_fails_leaves_room_for_the_next(self, framework, tmp_path):
+        fw = importlib.import_module(framework)
+        model = fw.Sequential([fw.layers.Input((3,)), fw.layers.Dense(2)])
+        model.compile("sgd", "mse")
+        model.save(tmp_path / "model.keras")
+        x = np.ones((8, 3))
+        for labels in (np.ones((8, 7)), np.ones((8, 2))):
+            arguments = tmp_path / "model.keras", {"x": x, "y": labels}, tmp_path / "out"
+            if labels.shape[1] == 7:
+                with pytest.raises(tfopt.InputError, match="cannot be trained on these data"):
+                    tfopt.fine_tune(*arguments, **QUIET)
+            else:
+                tfopt.fine_tune(*arguments, **QUIET)
+
+
 def test_training_that_cannot_work(framework, model_file, tmp_path):
     data = {"x": np.full_like(IMAGES, np.nan), "y": LABELS}
     with (
@@ -220,6 +355,9 @@ def test_training_that_cannot_work(framework, model_file, tmp_path):
         ({"data": {"x": IMAGES}}, "no labels"),
         ({"data": {"x": IMAGES[:, :4], "y": LABELS}}, "reshape the data"),
         ({"data": {"x": IMAGES, "y": np.ones((32, 7))}}, "cannot be trained on these data"),
+        ({"data": {"x": IMAGES, "y": LABELS + 1}}, "Labels go from 1 to 4 and the model has 4"),
+        ({"data": (lambda: iter([(IMAGES, LABELS, LABELS)]))}, "weights of examples"),
+        ({"max_error": 0.1}, "the precision is float32"),
         ({"resume": True}, "Nothing to resume"),
     ],
 )
@@ -228,6 +366,54 @@ def test_wrong_arguments(tmp_path, options, message):
     compile_(conv("keras"), "keras").save(path)
     with pytest.raises(tfopt.InputError, match=message):
         tfopt.fine_tune(path, output_dir=tmp_path / "out", **{"data": DATA, **QUIET, **options})
+
+
+def test_data_that_never_end(tmp_path):
+    path = tmp_path / "model.keras"
+    compile_(conv("keras"), "keras").save(path)
+    train, _ = batches()
+    with pytest.raises(tfopt.InputError, match=r"leave out repeat\(\)"):
+        tfopt.fine_tune(path, train.repeat(), tmp_path / "out", **QUIET)
+    with pytest.raises(tfopt.InputError, match="yield no batch"):
+        tfopt.fine_tune(uncompiled(tmp_path), train.take(0), tmp_path / "out", **QUIET)
+
+
+def uncompiled(folder):
+    conv("keras").save(folder / "uncompiled.keras")
+    return folder / "uncompiled.keras"
+
+
+def test_labels_out_of_range_in_batches(framework, model_file, tmp_path):
+    import tensorflow as tf
+
+    train = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS + 1)).batch(8)
+    with pytest.raises(tfopt.InputError, match="label value of 4 which is outside the valid range"):
+        tfopt.fine_tune(model_file, train, tmp_path / "out", **QUIET)
+
+
+def test_models_that_only_their_owner_can_compile(tmp_path):
+    inputs = keras.Input((3,))
+    two = keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(1)(inputs)])
+    two.save(tmp_path / "two.keras")
+    data = {"x": np.ones((4, 3)), "y": np.ones((4, 2))}
+    with pytest.raises(tfopt.InputError, match="has several outputs and is not compiled"):
+        tfopt.fine_tune(tmp_path / "two.keras", data, tmp_path / "out", **QUIET)
+    model = keras.Sequential([inputs, keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)), "mse")
+    model.save(tmp_path / "schedule.keras")
+    with pytest.raises(tfopt.InputError, match=r"a schedule \(CosineDecay\)"):
+        tfopt.fine_tune(
+            tmp_path / "schedule.keras", data, tmp_path / "out", learning_rate=0.1, **QUIET
+        )
+
+    @keras.saving.register_keras_serializable("tests")
+    class OwnCompile(keras.Sequential):
+        def compile(self, *args, **kwargs):
+            super().compile(*args, **kwargs)
+
+    OwnCompile([inputs, keras.layers.Dense(2)]).save(tmp_path / "own.keras")
+    with pytest.raises(tfopt.InputError, match="OwnCompile has a compile of its own"):
+        tfopt.fine_tune(tmp_path / "own.keras", data, tmp_path / "out", **QUIET)
 
 
 def test_wrong_models(tmp_path):

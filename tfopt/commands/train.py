@@ -48,7 +48,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "learning_rate", None, "Instead of the one it was compiled with.", flag_values=values
     )
-    flags.DEFINE_bool("jit_compile", False, "Compile with XLA.", flag_values=values)
+    flags.DEFINE_bool(
+        "jit_compile",
+        None,
+        "Compile with XLA; by default if the model was compiled with jit_compile=True.",
+        flag_values=values,
+    )
     flags.DEFINE_integer("seed", 0, "Of the order of examples and dropout.", flag_values=values)
     flags.DEFINE_string(
         "custom_objects",
@@ -69,18 +74,19 @@ def run(values: flags.FlagValues) -> int:
     from tfopt.train.fine_tune import fine_tune
     from tfopt.train.recommendation import recommend_precision
 
-    precision = values.precision
+    precision, max_error = values.precision, values.max_error
     if precision == "recommended":
         advice = recommend_precision()
         print(advice)
         precision = advice.policy
+        max_error = None if precision == "float32" else max_error
     training = fine_tune(
         values.model,
         values.data,
         values.output_dir,
         precision=precision,
         keep_float32=values.keep_float32,
-        max_error=values.max_error,
+        max_error=max_error,
         epochs=values.epochs,
         batch_size=values.batch_size,
         learning_rate=values.learning_rate,

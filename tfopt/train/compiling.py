@@ -11,21 +11,40 @@ from tfopt.train.layers import Layer, framework_of, policy_name
 from tfopt.train.loss_scaling import scale_state, with_scaling
 
 
+def is_compiled(model: Layer) -> bool:
+    """Whether a model has an optimizer and a loss."""
+    return bool(getattr(model, "compiled", getattr(model, "_is_compiled", False)))
+
+
+def own_compile(model: Layer) -> str | None:
+    """The class that gives a model another `compile` than Keras's; None if none does."""
+    owner = next(found for found in type(model).__mro__ if "compile" in vars(found))
+    is_kerases = owner.__module__.partition(".")[0] == framework_of(model).__name__
+    return None if is_kerases else owner.__name__
+
+
+def compile_options(model: Layer) -> dict[str, Any]:
+    """What a compiled model's `compile` was called with.
+
+    Keras 3 reads files of tf_keras, whose None for steps_per_execution it then fails on.
+    """
+    return {k: v for k, v in model._compile_config.config.items() if v is not None}
+
+
 def compile_like(model: Layer, copy: Layer) -> None:
     """Compiles the copy of a compiled model, with the state of its optimizer.
 
     The optimizer is wrapped for loss scaling if the copy computes in float16, and only then. What
     cannot be copied leaves the copy uncompiled, with a warning that says why.
     """
-    if not getattr(model, "compiled", getattr(model, "_is_compiled", False)):
+    if not is_compiled(model):
         return
     keras = framework_of(model)
-    is_own = next(found for found in type(model).__mro__ if "compile" in vars(found))
     try:
-        if is_own.__module__.partition(".")[0] != keras.__name__:
-            raise ValueError(f"{is_own.__name__} has a compile of its own")
+        if (owner := own_compile(model)) is not None:
+            raise ValueError(f"{owner} has a compile of its own")
         with keras.utils.custom_object_scope(custom_objects(model)):
-            options = _copied(dict(model._compile_config.config), keras)
+            options = _copied(compile_options(model), keras)
         options["optimizer"] = with_scaling(
             keras, keras.optimizers.get(options["optimizer"]), policy_name(copy) == "mixed_float16"
         )

@@ -200,12 +200,12 @@ def _try_out(copy: Layer, model: Layer) -> None:
             return
         except Exception as error:
             failures.append(error)
-    for size, error in zip(_FREE_SIZES, failures, strict=True):
+    for size, failure in zip(_FREE_SIZES, failures, strict=True):
         try:
             model(_zeros(model, size))
         except Exception:
             continue
-        raise error
+        raise failure
 
 
 def _zeros(model: Layer, size: int) -> Any:

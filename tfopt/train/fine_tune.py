@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import dataset as datasets
 from tfopt import source as sources
 from tfopt.errors import InputError, ResultError
 from tfopt.graph import first_line
 from tfopt.keras_callback import KerasCallback
 from tfopt.output_folder import Contents
 from tfopt.progress import Progress
-from tfopt.signature import Signature, TensorSpec
+from tfopt.train import training_data
 from tfopt.train.backup import BackupAndRestore
-from tfopt.train.layers import Layer, Pattern, framework_of, output_layers
+from tfopt.train.compiling import compile_options, is_compiled, own_compile
+from tfopt.train.layers import Layer, Pattern, framework_of
 from tfopt.train.precision import check_policy, set_precision
 from tfopt.train.profile import PrecisionProfile, profile_precision
+from tfopt.train.training_data import TrainingData
 from tfopt.train.watch import PrecisionWatch
 
 BATCH_SIZE = 32
@@ -70,7 +71,7 @@ def fine_tune(
     epochs: int = 1,
     batch_size: int = BATCH_SIZE,
     learning_rate: float | None = None,
-    jit_compile: bool = False,
+    jit_compile: bool | None = None,
     seed: int = 0,
     custom_objects: str | None = None,
     resume: bool = False,
@@ -80,9 +81,9 @@ def fine_tune(
     """Trains a model from a file, or trains it further.
 
     A model that was compiled keeps its loss, metrics and optimizer, with the state that this has.
-    Another gets Adam and, by its labels, sparse categorical cross-entropy and accuracy (whole
-    numbers) or the mean square error. Gradients are watched (`PrecisionWatch`), and the model is
-    backed up after each epoch.
+    Another gets Adam and a loss by its labels, which is said; see `tfopt.train.training_data`.
+    Gradients are watched (`PrecisionWatch`), and the model is backed up after each epoch that
+    leaves its weights finite.
 
     With several GPUs it trains on all of them (MirroredStrategy; `batch_size` is that of all
     together). Several workers (`TF_CONFIG`) work with models of tf_keras: `fit` of Keras 3 fails
@@ -91,8 +92,10 @@ def fine_tune(
     Args:
       model: a .keras or .h5 file of Keras 3 or tf_keras.
       data: an .npz file or a dictionary of arrays as `tfopt.optimize` takes them: `…_train` is
-        trained on and `…_test` gives the figures of validation; or `package.module:function` that
-        returns what `fit` takes, or a pair of that for training and validation.
+        trained on and `…_test` gives the figures of validation; arrays `(x, y)` or
+        `(x, y, sample_weight)`; a `tf.data.Dataset` or `PyDataset` of batches, or a pair of them
+        for training and validation; or `package.module:function` that returns any of these.
+        Generators are read to their end first.
       output_dir: a new folder.
       precision: `float32`, `mixed_bfloat16` or `mixed_float16`.
       keep_float32: as `set_precision` takes it.
@@ -100,8 +103,10 @@ def fine_tune(
       epochs: that the model is to have been trained for at the end, those before an interruption
         included.
       batch_size: examples in a step.
-      learning_rate: instead of the one that the model was compiled with.
-      jit_compile: compile the training step with XLA.
+      learning_rate: instead of the one that the model was compiled with, or that an interrupted run
+        had.
+      jit_compile: compile the training step with XLA; None does so if the model was compiled with
+        `jit_compile=True`.
       seed: of the order of examples, dropout and the like.
       custom_objects: `package.module` with layers and functions that the file needs.
       resume: go on with what an interrupted run left in the output folder, in another precision if
@@ -117,11 +122,24 @@ def fine_tune(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name} is {value}; expected 1 or more.")
+    if max_error is not None and precision == "float32":
+        raise InputError(
+            "max_error chooses layers for half precision, and the precision is float32; give "
+            "precision mixed_bfloat16 or mixed_float16, or leave max_error out."
+        )
     path = sources.check_path(model)
     if path.suffix not in (".keras", ".h5"):
         raise InputError(f"{path} cannot be trained; expected a .keras or .h5 file.")
-    folder = CONTENTS.claim(_own_folder(Path(output_dir)), resume, overwrite)
-    _check_same(folder / "train.json", {"model": sources.hash_files(path), "seed": seed}, resume)
+    folder = CONTENTS.check(_own_folder(Path(output_dir)), resume, overwrite)
+    for file in (path, *([Path(data)] if isinstance(data, (str, Path)) else [])):
+        if overwrite and file.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{file} lies in the folder that --overwrite would empty; name another "
+                "--output_dir."
+            )
+    identity = {"model": sources.hash_files(path), "seed": seed}
+    if resume:
+        _check_same(folder / "train.json", identity)
     progress = Progress(quiet)
     strategy = _strategy(path)
     load = functools.partial(
@@ -129,12 +147,13 @@ def fine_tune(
     )
     loaded, profile = load(), None
     keras = framework_of(loaded)
-    train, validation = _training_data(data, loaded, batch_size)
-    _compile(loaded, train, learning_rate, jit_compile)
-    if max_error is not None and precision != "float32":
+    found = training_data.read(data, loaded)
+    for text in _compile(loaded, found, learning_rate, jit_compile):
+        progress.say(text)
+    if max_error is not None:
         profile = profile_precision(
             loaded,
-            train,
+            found.train["x"],
             precision,
             max_error=max_error,
             keep_float32=keep_float32,
@@ -142,37 +161,66 @@ def fine_tune(
             quiet=quiet,
         )
         progress.say(str(profile))
-        profile.table.to_csv(folder / "precision.csv", index=False)
         precision, keep_float32 = profile.policy, profile.keep_float32
-    keras.utils.set_random_seed(seed)
     with contextlib.nullcontext() if strategy is None else strategy.scope():
         if strategy is not None:  # variables have to be made in its scope
             loaded = load()
-            _compile(loaded, train, learning_rate, jit_compile)
+            _compile(loaded, found, learning_rate, jit_compile)
         network = set_precision(loaded, precision, keep_float32)
-    watch, record = PrecisionWatch(), _Record(folder / "history.csv", epochs, progress)
-    callbacks = [_backup(keras, folder / "backup"), watch, record]
-    inputs: dict[str, Any] = {"x": train}
-    if isinstance(train, tuple):
-        inputs = {"x": train[0], "y": train[1], "batch_size": batch_size}
+    if not is_compiled(network):
+        raise InputError(
+            f"{path} was compiled with parts that cannot be copied; give them get_config, or call "
+            "fit of what tfopt.set_precision returns yourself."
+        )
+    CONTENTS.claim(folder, resume, overwrite)
+    if not resume:
+        (folder / "train.json").write_text(json.dumps(identity, indent=2) + "\n")
+    if profile is not None:
+        profile.table.to_csv(folder / "precision.csv", index=False)
+    record = _Record(folder / "history.csv", epochs, progress)
+    watch, backup = PrecisionWatch(), _backup(keras, folder / "backup")
+    rate = [] if learning_rate is None else [_Rate(learning_rate)]
+    # What came before is not to come again: each resumed run has an order of its own.
+    keras.utils.set_random_seed(seed + record.num_epochs())
     try:
         network.fit(
-            **inputs, epochs=epochs, validation_data=validation, callbacks=callbacks, verbose=0
+            **found.train,
+            **({} if found.is_batched else {"batch_size": batch_size}),
+            epochs=epochs,
+            validation_data=found.validation,
+            callbacks=[watch, backup, *rate, record],
+            verbose=0,
         )
     except KeyboardInterrupt:
         progress.say(f"Interrupted; finished epochs are in {folder}, go on with --resume.")
         raise
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be trained on these data: {first_line(error)}; expected labels that "
-            "fit its outputs and its loss."
-        ) from error
+    except Exception as error:
+        if not resume and not record.num_epochs():
+            CONTENTS.empty(folder)  # so that the next try need not overwrite
+        if not _is_of_the_data(error):
+            raise
+        raise InputError(f"{path} cannot be trained on these data: {_reason(error)}") from error
     finally:
         progress.close()
-    if watch.problem is not None:
-        raise ResultError(f"Training was stopped. {watch.problem}")
+    if watch.problem is not None or backup.is_spoiled:
+        problem = watch.problem or "The weights are not finite any more: lower the learning rate."
+        raise ResultError(f"Training was stopped. {problem}")
     network.save(folder / "model.keras")
     return Training(folder, network, record.history(), profile)
+
+
+def _is_of_the_data(error: Exception) -> bool:
+    """Whether an error is one that Keras or TensorFlow raise for data that do not fit."""
+    import tensorflow as tf
+
+    return isinstance(error, (TypeError, ValueError, tf.errors.InvalidArgumentError))
+
+
+def _reason(error: Exception) -> str:
+    """The line that tells; errors inside a graph come with its whole story."""
+    before, found, _ = str(error).partition("[[{{node")
+    lines = [line.strip() for line in before.splitlines() if line.strip()]
+    return lines[-1] if found and lines else first_line(error)
 
 
 class _Record(KerasCallback):
@@ -202,6 +250,10 @@ class _Record(KerasCallback):
         told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self._progress.finish(f"epoch {epoch + 1}: {told}")
 
+    def num_epochs(self) -> int:
+        """That are finished."""
+        return len(self._table())
+
     def history(self) -> dict[str, list[float]]:
         """All epochs, those before an interruption included."""
         table = self._table()
@@ -213,88 +265,67 @@ class _Record(KerasCallback):
         return pd.read_csv(self._file) if self._file.is_file() else pd.DataFrame({"epoch": []})
 
 
+class _Rate(KerasCallback):
+    """Sets the learning rate, also after a backup was restored, which brings its own."""
+
+    def __init__(self, learning_rate: float):
+        super().__init__()
+        self._learning_rate = learning_rate
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self.model.optimizer.learning_rate = self._learning_rate
+
+
 def _backup(keras: Any, folder: Path) -> Any:
-    if keras.__name__ == "keras":
-        return BackupAndRestore(str(folder), delete_checkpoint=False)
-    return keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False)
+    """The framework's callback that backs up and restores, for finite weights only."""
+    is_keras_3 = keras.__name__ == "keras"
+    base: Any = BackupAndRestore if is_keras_3 else keras.callbacks.BackupAndRestore
+
+    class Backup(base):
+        is_spoiled = False
+
+        def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+            weights = [value for value in self.model.get_weights() if value.dtype.kind == "f"]
+            self.is_spoiled = not all(np.isfinite(value).all() for value in weights)
+            if self.is_spoiled:
+                self.model.stop_training = True
+            else:
+                super().on_epoch_end(epoch, logs)
+
+    return Backup(str(folder), delete_checkpoint=False)
 
 
-def _compile(model: Layer, train: Any, learning_rate: float | None, jit_compile: bool) -> None:
-    """Compiles as the model was, or by the labels."""
-    keras = framework_of(model)
-    if getattr(model, "compiled", getattr(model, "_is_compiled", False)):
-        options = dict(model._compile_config.config)
+def _compile(
+    model: Layer, data: TrainingData, learning_rate: float | None, jit_compile: bool | None
+) -> list[str]:
+    """Compiles as the model was, or by the labels; returns what a user should know of it."""
+    keras, told = framework_of(model), []
+    if (owner := own_compile(model)) is not None:
+        raise InputError(
+            f"{owner} has a compile of its own, which cannot be called here; build the model "
+            "inside tfopt.precision(…) and call fit yourself."
+        )
+    if is_compiled(model):
+        options = compile_options(model)
         options["optimizer"] = model.optimizer
     else:
-        options = {"optimizer": keras.optimizers.Adam(), **_loss(model, _some_labels(train))}
+        options = {"optimizer": keras.optimizers.Adam(), **training_data.choose_loss(model, data)}
+        told.append(
+            f"The model was not compiled: it is trained with Adam on {options['loss'].name}."
+        )
+    if jit_compile is None:
+        jit_compile = options.get("jit_compile") is True
     model.compile(**{**options, "jit_compile": jit_compile})
+    training_data.check_labels(model, data)
     if learning_rate is not None:
-        model.optimizer.learning_rate = learning_rate
-
-
-def _loss(model: Layer, labels: np.ndarray) -> dict[str, Any]:
-    """The loss and metrics that fit the labels and the last activation."""
-    losses = framework_of(model).losses
-    if labels.dtype.kind not in "iub":
-        return {"loss": losses.MeanSquaredError()}
-    heads = output_layers(model)
-    last = heads[0] if heads else None
-    activation = getattr(getattr(last, "activation", None), "__name__", type(last).__name__).lower()
-    if model.output_shape[-1] == 1:
-        loss = losses.BinaryCrossentropy(from_logits=activation != "sigmoid")
-        return {"loss": loss}
-    loss = losses.SparseCategoricalCrossentropy(from_logits=activation != "softmax")
-    return {"loss": loss, "metrics": ["accuracy"]}
-
-
-def _some_labels(train: Any) -> np.ndarray:
-    """Labels of a batch at least."""
-    batch = train if isinstance(train, tuple) else next(iter(train))
-    if not isinstance(batch, tuple) or len(batch) < 2:
-        raise InputError("The data yield no labels; yield (x, y).")
-    return np.asarray(batch[1])
-
-
-def _training_data(data: Any, model: Layer, batch_size: int) -> tuple[Any, Any]:
-    """What `fit` trains on and validates with: arrays `(x, y)`, or batches."""
-    if isinstance(data, (str, Path)):
-        data = datasets.open_text(str(data))
-    if isinstance(data, tuple) and len(data) == 2 and all(map(_is_batched, data)):
-        return data
-    if _is_batched(data):
-        return data, None
-    signature = Signature("fit", _specs(model), ())
-    parts = [_columns(part, signature) for part in datasets.in_memory(data, signature)]
-    return parts[0], parts[1]
-
-
-def _is_batched(data: Any) -> bool:
-    """Whether something is a data set, of TensorFlow or Keras, that yields batches."""
-    names = {found.__name__ for found in type(data).__mro__}
-    return bool(names & {"DatasetV2", "PyDataset", "Sequence"})
-
-
-def _columns(chunk: Mapping[str, np.ndarray] | None, signature: Signature) -> Any:
-    if chunk is None:
-        return None
-    inputs = {name: array for name, array in chunk.items() if name != datasets.LABELS}
-    if datasets.LABELS not in chunk:
-        raise InputError("The data have no labels; name them y, or y_train and y_test.")
-    x = inputs if len(inputs) > 1 else next(iter(inputs.values()))
-    return x, chunk[datasets.LABELS]
-
-
-def _specs(model: Layer) -> tuple[TensorSpec, ...]:
-    names = getattr(model, "input_names", None) or [tensor.name for tensor in model.inputs or ()]
-    specs = [
-        TensorSpec(name, tuple(tensor.shape), np.dtype(_dtype(tensor)).name)
-        for name, tensor in zip(names, model.inputs or (), strict=True)
-    ]
-    return tuple(specs) or (TensorSpec("x", None, "float32"),)
-
-
-def _dtype(tensor: Any) -> Any:
-    return getattr(tensor.dtype, "as_numpy_dtype", tensor.dtype)
+        inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        schedule = getattr(inner, "_learning_rate", None)
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            raise InputError(
+                f"The model was compiled with a schedule ({type(schedule).__name__}), which a "
+                "learning rate cannot replace; leave it out, or compile the model anew."
+            )
+    return told
 
 
 def _own_folder(output_dir: Path) -> Path:
@@ -347,11 +378,8 @@ def _is_keras_3_file(path: Path) -> bool:
     return str(version).startswith("3")
 
 
-def _check_same(file: Path, identity: Mapping[str, Any], resume: bool) -> None:
-    """Writes down what is trained, or checks that it is the same as before."""
-    if not resume:
-        file.write_text(json.dumps(identity, indent=2) + "\n")
-        return
+def _check_same(file: Path, identity: Mapping[str, Any]) -> None:
+    """Checks that what is to be resumed is what was begun."""
     before = json.loads(file.read_text())
     for name, value in identity.items():
         if before.get(name) != value:

@@ -1,0 +1,199 @@
+"""What a model is trained on, and the loss that fits its labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt import dataset as datasets
+from tfopt.errors import InputError
+from tfopt.signature import Signature, TensorSpec
+from tfopt.train.batches import leaves
+from tfopt.train.layers import Layer, framework_of, output_layers
+
+SPARSE = "sparse_categorical_crossentropy"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Arguments of `fit`.
+
+    Attributes:
+      train: `x`, `y` and perhaps `sample_weight`, arrays; or `x` alone, which yields batches.
+      validation: what `validation_data` takes, or None.
+    """
+
+    train: dict[str, Any]
+    validation: Any
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether batches are made already."""
+        return "y" not in self.train
+
+    def some(self) -> tuple[Any, Any]:
+        """Inputs and labels of a few examples.
+
+        Raises:
+          InputError: when the data yield no labels.
+        """
+        if not self.is_batched:
+            return _first(self.train["x"]), self.train["y"]
+        batch = next(iter(self.train["x"]), None)
+        if batch is None:
+            raise InputError("The data yield no batch; at least one is needed to train on.")
+        if not isinstance(batch, tuple) or len(batch) < 2:
+            raise InputError("The data yield no labels; yield (x, y).")
+        return _first(batch[0]), batch[1]
+
+
+def _first(inputs: Any) -> Any:
+    """Two examples of inputs of any structure."""
+    if isinstance(inputs, Mapping):
+        return {name: _first(value) for name, value in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return [_first(value) for value in inputs]
+    return inputs[:2]
+
+
+def read(data: Any, model: Layer) -> TrainingData:
+    """Reads arrays into memory, and leaves data sets that yield batches as they are.
+
+    Raises:
+      InputError: when there are none, they do not fit the model, have no labels, or never end.
+    """
+    if isinstance(data, (str, Path)):
+        data = datasets.open_text(str(data))
+    if isinstance(data, tuple) and len(data) == 2 and all(map(_yields_batches, data)):
+        return TrainingData({"x": _finite(data[0])}, data[1])
+    if _yields_batches(data):
+        return TrainingData({"x": _finite(data)}, None)
+    weights = {}
+    if isinstance(data, (tuple, list)) and len(data) == 3 and hasattr(data[1], "shape"):
+        weights = {"sample_weight": np.asarray(data[2])}
+        data = tuple(data[:2])
+    elif callable(data):
+        element = next(iter(data()), None)
+        if isinstance(element, tuple) and len(element) == 3:
+            raise InputError(
+                "The generator yields weights of examples, which are not read from one; return a "
+                "tf.data.Dataset of (x, y, weight)."
+            )
+    signature = Signature("fit", _specs(model), ())
+    train, validation = (_arrays(part) for part in datasets.in_memory(data, signature))
+    assert train is not None
+    if weights and len(weights["sample_weight"]) != len(train[1]):
+        raise InputError(
+            f"There are {len(weights['sample_weight'])} weights for {len(train[1])} examples; "
+            "expected one for each."
+        )
+    return TrainingData({"x": train[0], "y": train[1], **weights}, validation)
+
+
+def _yields_batches(data: Any) -> bool:
+    """Whether something is a data set of TensorFlow or Keras."""
+    names = {found.__name__ for found in type(data).__mro__}
+    return bool(names & {"DatasetV2", "PyDataset", "Sequence"})
+
+
+def _finite(data: Any) -> Any:
+    if hasattr(data, "cardinality") and int(data.cardinality()) == -1:  # tf.data.INFINITE
+        raise InputError("The data set never ends, and so would no epoch; leave out repeat().")
+    return data
+
+
+def _arrays(chunk: Mapping[str, np.ndarray] | None) -> tuple[Any, np.ndarray] | None:
+    if chunk is None:
+        return None
+    inputs = {name: array for name, array in chunk.items() if name != datasets.LABELS}
+    if datasets.LABELS not in chunk:
+        raise InputError("The data have no labels; name them y, or y_train and y_test.")
+    return inputs if len(inputs) > 1 else next(iter(inputs.values())), chunk[datasets.LABELS]
+
+
+def _specs(model: Layer) -> tuple[TensorSpec, ...]:
+    inputs = getattr(model, "inputs", None) or ()  # a subclass may have none
+    names = getattr(model, "input_names", None) or [tensor.name for tensor in inputs]
+    specs = [
+        TensorSpec(name, tuple(tensor.shape), np.dtype(_dtype(tensor)).name)
+        for name, tensor in zip(names, inputs, strict=False)
+    ]
+    return tuple(specs) or (TensorSpec("x", None, "float32"),)
+
+
+def _dtype(tensor: Any) -> Any:
+    return getattr(tensor.dtype, "as_numpy_dtype", tensor.dtype)
+
+
+def choose_loss(model: Layer, data: TrainingData) -> dict[str, Any]:
+    """The loss and the metrics that fit the labels, as `compile` takes them.
+
+    Whole numbers of classes get sparse categorical cross-entropy, 0 and 1 with one output binary
+    cross-entropy, shares of classes (such as one-hot labels) categorical cross-entropy, each with
+    accuracy; everything else gets the mean square error.
+
+    Raises:
+      InputError: when the model has several outputs, whose weights only the user knows.
+    """
+    losses = framework_of(model).losses
+    inputs, found = data.some()
+    outputs = model(inputs, training=False)
+    if isinstance(found, Mapping) or len(leaves(outputs)) > 1:
+        raise InputError(
+            f"Model {model.name!r} has several outputs and is not compiled; compile it with a loss "
+            "for each and save it again."
+        )
+    labels, outputs = np.asarray(found), np.asarray(leaves(outputs)[0], np.float64)
+    num_outputs = outputs.shape[-1]
+    is_whole = labels.dtype.kind in "iub"
+    is_classes = num_outputs > 1 and (
+        is_whole if labels.ndim < outputs.ndim or labels.shape[-1] == 1 else _are_shares(labels)
+    )
+    metrics = ["accuracy"]
+    if is_classes:
+        from_logits = not _has_activation(model, "softmax", _are_shares(outputs))
+        is_sparse = labels.ndim < outputs.ndim or labels.shape[-1] == 1
+        kind = losses.SparseCategoricalCrossentropy if is_sparse else losses.CategoricalCrossentropy
+        return {"loss": kind(from_logits=from_logits), "metrics": metrics}
+    if num_outputs == 1 and np.isin(labels, (0, 1)).all():
+        is_probability = bool(((outputs >= 0) & (outputs <= 1)).all())
+        from_logits = not _has_activation(model, "sigmoid", is_probability)
+        return {"loss": losses.BinaryCrossentropy(from_logits=from_logits), "metrics": metrics}
+    return {"loss": losses.MeanSquaredError()}
+
+
+def _are_shares(values: np.ndarray) -> bool:
+    return bool((values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3))
+
+
+def _has_activation(model: Layer, name: str, looks_like_it: bool) -> bool:
+    """Whether outputs come from an activation; by their values where layers do not tell."""
+    heads = output_layers(model)
+    if not heads:
+        return looks_like_it
+    activation = getattr(heads[0], "activation", None)
+    return getattr(activation, "__name__", type(heads[0]).__name__).lower() == name
+
+
+def check_labels(model: Layer, data: TrainingData) -> None:
+    """Checks that numbers of classes are those of the outputs.
+
+    Raises:
+      InputError: when some are below 0 or beyond.
+    """
+    loss = model.loss
+    name = getattr(loss, "name", None) or getattr(loss, "__name__", loss)
+    if name != SPARSE or data.is_batched or not data.train["y"].size:
+        return
+    labels = data.train["y"]
+    num_classes = leaves(model(data.some()[0], training=False))[0].shape[-1]
+    low, high = labels.min(), labels.max()
+    if low < 0 or high >= num_classes:
+        raise InputError(
+            f"Labels go from {low} to {high} and the model has {num_classes} outputs; expected 0 "
+            f"to {num_classes - 1}."
+        )
