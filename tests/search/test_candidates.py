@@ -130,6 +130,8 @@ class TestRequested:
         asked = plan("saved_model", texts)
         assert asked.candidates == parse(*texts)
         assert asked.skipped == {}
+        assert asked.unsuited == {v: everything.skipped[v] for v in asked.candidates}
+        assert everything.unsuited == {}
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_whatever_has_a_reason_of_this_machine_is_tried_when_asked_for(self, kind):

@@ -1,4 +1,5 @@
 import importlib
+import warnings
 
 import keras
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import tfopt
 from tests.goldens import GOLDENS
 from tests.train.models import FRAMEWORKS, IMAGES, LABELS, compile_, conv, policies
+from tfopt.measure import suitability
 from tfopt.train import layers as train_layers
 
 HALVES = ("mixed_bfloat16", "mixed_float16")
@@ -567,6 +569,25 @@ class TestScope:
             tfopt.precision("mixed_bfloat16", keep_float32=["logit"]),
         ):
             conv(framework)
+
+
+@pytest.mark.parametrize("policy", HALVES)
+def test_a_machine_that_loses_by_it_is_warned_of(policy, model):
+    loses = not suitability.of_tensorflow(policy.removeprefix("mixed_")).suits
+    for make in (lambda: tfopt.set_precision(model, policy), lambda: inside(policy)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make()
+        told = [item for item in caught if "is slower than float32" in str(item.message)]
+        assert bool(told) == loses
+        for item in told:
+            assert str(item.message).startswith(policy)
+            assert item.filename == __file__
+
+
+def inside(policy):
+    with tfopt.precision(policy):
+        pass
 
 
 class TestMistakes:

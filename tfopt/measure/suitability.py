@@ -76,3 +76,16 @@ def gpu(dtype: str, compute_capability: tuple[int, int] | None) -> Suitability:
 def of_this_cpu(dtype: str) -> Suitability:
     """What this machine's processor gains."""
     return cpu(dtype, environment.cpu_flags())
+
+
+def of_tensorflow(dtype: str) -> Suitability:
+    """What TensorFlow gains here: on its first GPU, else on the processor."""
+    if environment.gpus():  # importing TensorFlow takes seconds
+        import tensorflow as tf
+
+        for device in tf.config.list_physical_devices("GPU"):
+            details = tf.config.experimental.get_device_details(device)
+            return gpu(dtype, details.get("compute_capability"))
+    if dtype == "float16":
+        return Suitability(False, "TensorFlow computes float16 fast on GPUs only, and sees none.")
+    return of_this_cpu(dtype)

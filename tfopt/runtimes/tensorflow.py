@@ -12,8 +12,7 @@ from tfopt import half_graph
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY
-from tfopt.measure import environment, suitability
-from tfopt.measure.suitability import Suitability
+from tfopt.measure import suitability
 from tfopt.runtimes.base import Arrays, Conversion, Layer, Runtime, Session, precision
 from tfopt.signature import Signature
 from tfopt.variant import Value
@@ -124,7 +123,7 @@ class TensorFlow(Runtime):
         "bfloat16",
         options=HALF_OPTIONS,
         tried=({}, {"sensitive_ops": "half"}),
-        suitability=lambda: _suitability("bfloat16"),
+        suitability=lambda: suitability.of_tensorflow("bfloat16"),
     )
     def bfloat16(self, conversion: Conversion, sensitive_ops: str, xla: bool) -> None:
         """Matrix products and convolutions in bfloat16, saved into the graph.
@@ -140,7 +139,7 @@ class TensorFlow(Runtime):
         "float16",
         options=HALF_OPTIONS,
         tried=({}, {"xla": True}),
-        suitability=lambda: _suitability("float16"),
+        suitability=lambda: suitability.of_tensorflow("float16"),
     )
     def float16(self, conversion: Conversion, sensitive_ops: str, xla: bool) -> None:
         """Matrix products and convolutions in float16, saved into the graph; for GPUs.
@@ -170,19 +169,6 @@ def _add_layers(found: dict[str, Layer], step_stats: Any, num_runs: int) -> None
             found[node.node_name] = dataclasses.replace(
                 before, time_ms=(before.time_ms or 0.0) + spent_ms
             )
-
-
-def _suitability(dtype: str) -> Suitability:
-    """What TensorFlow gains here: on its first GPU, else on the processor."""
-    if environment.gpus():  # importing TensorFlow takes seconds
-        import tensorflow as tf
-
-        for device in tf.config.list_physical_devices("GPU"):
-            details = tf.config.experimental.get_device_details(device)
-            return suitability.gpu(dtype, details.get("compute_capability"))
-    if dtype == "float16":
-        return Suitability(False, "TensorFlow computes float16 fast on GPUs only, and sees none.")
-    return suitability.of_this_cpu(dtype)
 
 
 def _save_half(conversion: Conversion, dtype: str, sensitive_ops: str, xla: bool) -> None:

@@ -26,6 +26,12 @@ class Plan:
     skipped: dict[Variant, str]
 
     @property
+    def unsuited(self) -> dict[Variant, str]:
+        """Candidates that this machine is not made for, with the reason."""
+        found = {variant: _unsuited(variant) for variant in self.candidates}
+        return {variant: reason for variant, reason in found.items() if reason}
+
+    @property
     def variants(self) -> tuple[Variant, ...]:
         """All rows of the table, in order."""
         return self.baselines + self.candidates + tuple(self.skipped)
@@ -61,8 +67,14 @@ def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:
                 skipped[variant] = f"{variant} cannot start from {kind}."
         elif reason := runtime.missing():
             skipped[variant] = reason[0].upper() + reason[1:]
-        elif requested is None and precision.suitability and not precision.suitability().suits:
-            skipped[variant] = precision.suitability().reason
+        elif requested is None and (reason := _unsuited(variant)):
+            skipped[variant] = reason
         else:
             candidates.append(variant)
     return Plan(tuple(baselines), tuple(candidates), skipped)
+
+
+def _unsuited(variant: Variant) -> str | None:
+    suitability = runtimes.precision_of(variant).suitability
+    found = None if suitability is None else suitability()
+    return None if found is None or found.suits else found.reason

@@ -156,6 +156,9 @@ class Search:
         output_name = _choose_output(source, options.output_name, dataset.has_labels)
         metric = options.metric or _choose_metric(source, dataset, output_name)
         self.progress.say(f"Metric: {metric}.")
+        planned = plan(source.kind, options.variants)
+        for variant, reason in planned.unsuited.items():
+            self.progress.say(f"Note: {variant} is tried because it was asked for. {reason}")
         num_threads = options.num_threads or environment.num_cores()
         identity = {
             "source": source.sha256,
@@ -172,7 +175,7 @@ class Search:
             folder=self.folder,
             source=source,
             dataset=dataset,
-            plan=plan(source.kind, options.variants),
+            plan=planned,
             ledger=Ledger(self.folder, identity),
             budget=budget,
             metric=metric,

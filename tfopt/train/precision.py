@@ -6,11 +6,13 @@ import contextlib
 import functools
 import importlib
 import sys
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tfopt.errors import InputError
+from tfopt.measure import suitability
 from tfopt.train import compiling, copies
 from tfopt.train.choice import ALWAYS_FLOAT32, choose
 from tfopt.train.layers import (
@@ -37,7 +39,8 @@ def set_precision(model: Layer, policy: str, keep_float32: Sequence[Pattern] = (
     and turned back with `policy="float32"`. A compiled model gives a compiled copy with the state
     of its optimizer, wrapped for loss scaling when some layer computes in float16, and only then.
 
-    What it gains and costs: see `tfopt.recommend_precision`. Half precision keeps 8 bits
+    What it gains and costs: see `tfopt.recommend_precision`; where it is slower it is done all the
+    same, with a warning. Half precision keeps 8 bits
     (bfloat16) or 11 (float16) of each value.
 
     Args:
@@ -52,6 +55,7 @@ def set_precision(model: Layer, policy: str, keep_float32: Sequence[Pattern] = (
         the model is not built or cannot be copied, or a layer cannot compute in half precision.
     """
     check_policy(policy)
+    _warn_of_loss(policy, stacklevel=3)
     framework_of(model)
     patterns = Patterns(keep_float32)
     check_built(model)
@@ -82,6 +86,7 @@ def precision(policy: str, keep_float32: Sequence[Pattern] = ()) -> Iterator[Non
         layer made in it, or a name means several.
     """
     check_policy(policy)
+    _warn_of_loss(policy, stacklevel=4)
     patterns = Patterns(keep_float32)
     made: list[weakref.ref[Layer]] = []
     with contextlib.ExitStack() as stack:
@@ -102,6 +107,19 @@ def check_policy(policy: str) -> None:
         raise InputError(
             f"The policy is {policy!r}; expected one of {', '.join(POLICIES)}, which all keep "
             "variables in float32."
+        )
+
+
+def _warn_of_loss(policy: str, stacklevel: int) -> None:
+    """Says where half precision is slower; it is done all the same."""
+    if policy == "float32":
+        return
+    found = suitability.of_tensorflow(policy.removeprefix("mixed_"))
+    if not found.suits:
+        warnings.warn(
+            f"{policy} is slower than float32 here. {found.reason} tfopt.recommend_precision() "
+            "says what gains.",
+            stacklevel=stacklevel,
         )
 
 
