@@ -1,5 +1,6 @@
 """New statistics of batch normalisation are offered where they are seen to win accuracy back."""
 
+import dataclasses
 import importlib
 
 import numpy as np
@@ -8,10 +9,13 @@ import tensorflow as tf
 
 import tfopt
 from tfopt import dataset, source
+from tfopt.errors import ConversionError
 from tfopt.search import reestimation
 from tfopt.search.reestimation import MIN_SHIFT, Gain
+from tfopt.signature import Signature, TensorSpec
 from tfopt.train.batchnorm import has_batchnorm, largest_shift
 
+OTHER = Signature("serve", (TensorSpec("x", (None, 5, 6, 3), "float32"),), ())
 QUICK = {"num_threads": 1, "quiet": True, "max_timing_s": 0.2}
 IMAGES = np.random.default_rng(0).normal(1, 2, (600, 6, 6, 3)).astype(np.float32)
 
@@ -102,6 +106,18 @@ def test_a_new_source_only_where_statistics_move(framework, precision, tmp_path)
     assert (logits.argmax(-1) == labels).mean() > max(0.9, spoiled_accuracy + 0.05)
 
 
+def test_what_does_not_run_is_told(tmp_path):
+    """Images of another size than the last layer was made for."""
+    model, labels = network("keras", spoiled=True)
+    source.export(model, tmp_path / "export")
+    before = source.prepare(tmp_path / "export", tmp_path / "before")
+    data = dataset.write((IMAGES[:, :5], labels), OTHER, tmp_path / "data")
+    with pytest.raises(ConversionError):
+        reestimation.reestimate(
+            model, dataclasses.replace(before, signature=OTHER), data, "float32", tmp_path / "new"
+        )
+
+
 def test_models_that_have_none(tmp_path):
     import keras
 
@@ -135,3 +151,21 @@ def test_the_sentence():
         "0.868 instead of 0.108 (95 % bounds of the gain 0.74 to 0.78): call "
         "tfopt.reestimate_batchnorm(model, data) and search again."
     )
+
+
+@pytest.mark.parametrize("framework", ["keras", "tf_keras"])
+def test_several_inputs(framework, tmp_path):
+    keras = importlib.import_module(framework)
+    inputs = [keras.Input((size,), name=name) for name, size in (("right", 3), ("left", 4))]
+    x = keras.layers.BatchNormalization(name="norm")(keras.layers.concatenate(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    arrays = {
+        name: np.random.default_rng(1).normal(5, 1, (300, size)).astype(np.float32)
+        for name, size in (("left", 4), ("right", 3))
+    }
+    source.export(model, tmp_path / "export")
+    before = source.prepare(tmp_path / "export", tmp_path / "before")
+    data = dataset.write((arrays, np.zeros(300)), before.signature, tmp_path / "data")
+    found = reestimation.reestimate(model, before, data, "float32", tmp_path / "after")
+    assert found.shift > 4
+    assert found.layer == "norm"

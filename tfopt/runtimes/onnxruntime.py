@@ -205,6 +205,8 @@ class OnnxRuntime(Runtime):
             for found in self.activations(conversion.parent, conversion.calibration())
             if not np.abs(found.values).max(initial=0) <= half_graph.FLOAT16_LIMIT
         }
+        for index, node in enumerate(model.graph.node):
+            node.name = node.name or f"unnamed_{index}"  # they are kept by their names
         return [node.name for node in model.graph.node if large & {*node.input, *node.output}]
 
     @precision(

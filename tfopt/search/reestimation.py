@@ -11,6 +11,8 @@ import numpy as np
 
 from tfopt import source as sources
 from tfopt.dataset import Dataset, calibration_batches
+from tfopt.errors import ConversionError
+from tfopt.graph import first_line
 from tfopt.source import Source
 
 MIN_SHIFT = 0.25
@@ -56,7 +58,7 @@ def reestimate(
       None when statistics hardly change, or there are none, so that nothing is to be won.
 
     Raises:
-      InputError: when the model cannot be copied.
+      ConversionError: when the model cannot be copied or does not run on these data.
     """
     from tfopt.train.batchnorm import has_batchnorm, largest_shift, reestimate_batchnorm
     from tfopt.train.precision import set_precision
@@ -65,8 +67,11 @@ def reestimate(
         model = sources.load_keras_file(model, custom_objects, compile=False)
     if not has_batchnorm(model):
         return None
-    copy = set_precision(model, POLICIES.get(precision, "float32"))
-    reestimate_batchnorm(copy, _inputs(model, source, data))
+    try:
+        copy = set_precision(model, POLICIES.get(precision, "float32"))
+        reestimate_batchnorm(copy, _inputs(source, data))
+    except Exception as error:  # layers of the user's raise whatever they raise
+        raise ConversionError(first_line(error)) from error
     shift, layer = largest_shift(model, copy)
     if not shift > MIN_SHIFT:
         return None
@@ -107,7 +112,7 @@ class Gain:
         )
 
 
-def _inputs(model: Any, source: Source, data: Dataset) -> Iterator[Any]:
+def _inputs(source: Source, data: Dataset) -> Iterator[Any]:
     """Calibration batches as the model takes them."""
     batches = calibration_batches(data, source.signature, BATCH_SIZE)
     assert batches is not None
