@@ -252,6 +252,15 @@ class TestGpus:
         (found,) = self.answer(tmp_path, monkeypatch, script)
         assert found == environment.Gpu("Tesla K80", "390.12", None)
 
+    def test_lines_that_are_no_gpu(self, tmp_path, monkeypatch):
+        assert self.answer(tmp_path, monkeypatch, "echo a warning") == ()
+
+    def test_those_that_are_visible(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,7")
+        script = 'echo "Tesla V100, 580.1, 7.0"; echo "NVIDIA H200, 580.1, 9.0"'
+        (found,) = self.answer(tmp_path, monkeypatch, script)
+        assert found.compute_capability == (9, 0)
+
     @pytest.mark.parametrize("hidden", ["", "-1"])
     def test_none_where_they_are_hidden(self, tmp_path, monkeypatch, hidden):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)

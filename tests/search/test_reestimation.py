@@ -153,18 +153,53 @@ def test_the_sentence():
     )
 
 
+def taking(kind, keras):
+    """A model of one way to take its inputs, and the arrays by their names in the signature."""
+    layers = keras.layers
+
+    class Subclass(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.dense = layers.BatchNormalization(name="norm"), layers.Dense(2)
+
+        def get_config(self):
+            return {}
+
+        @classmethod
+        def from_config(cls, config):
+            return cls()
+
+        def call(self, inputs, training=False):
+            if kind == "subclass of a list":
+                inputs = inputs[0] + inputs[1]
+            return self.dense(self.norm(inputs, training=training))
+
+    x = np.random.default_rng(1).normal(5, 1, (300, 3)).astype(np.float32)
+    if kind.startswith("subclass"):
+        model = Subclass()
+        model([x, x] if "list" in kind else x)
+        return model
+    inputs = [keras.Input((3,), name=name) for name in ("right", "left")]
+    out = layers.Dense(2)(layers.BatchNormalization(name="norm")(layers.add(inputs)))
+    return keras.Model(
+        {"list": inputs, "dictionary": {"right": inputs[0], "left": inputs[1]},
+         "other keys": {"p": inputs[0], "q": inputs[1]}}[kind],
+        out,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("framework", ["keras", "tf_keras"])
-def test_several_inputs(framework, tmp_path):
+@pytest.mark.parametrize(
+    "kind",
+    ["list", "dictionary", "other keys", "subclass", "subclass of a list"],
+)
+def test_inputs_as_the_model_takes_them(framework, kind, tmp_path):
     keras = importlib.import_module(framework)
-    inputs = [keras.Input((size,), name=name) for name, size in (("right", 3), ("left", 4))]
-    x = keras.layers.BatchNormalization(name="norm")(keras.layers.concatenate(inputs))
-    model = keras.Model(inputs, keras.layers.Dense(2)(x))
-    arrays = {
-        name: np.random.default_rng(1).normal(5, 1, (300, size)).astype(np.float32)
-        for name, size in (("left", 4), ("right", 3))
-    }
+    model = taking(kind, keras)
     source.export(model, tmp_path / "export")
     before = source.prepare(tmp_path / "export", tmp_path / "before")
+    x = np.random.default_rng(1).normal(5, 1, (300, 3)).astype(np.float32)
+    arrays = dict.fromkeys(before.signature.input_names, x)
     data = dataset.write((arrays, np.zeros(300)), before.signature, tmp_path / "data")
     found = reestimation.reestimate(model, before, data, "float32", tmp_path / "after")
     assert found.shift > 4

@@ -150,6 +150,9 @@ def test_resuming_what_is_finished_changes_nothing(framework, model_file, tmp_pa
         ("counts", None, 1, "mean_squared_error"),
         ("one_hot", "softmax", 4, "categorical_crossentropy"),
         ("one_hot", None, 4, "categorical_crossentropy"),
+        ("one_hot", "sigmoid", 4, "binary_crossentropy"),
+        ("several", "sigmoid", 4, "binary_crossentropy"),
+        ("int as float", "softmax", 4, "sparse_categorical_crossentropy"),
     ],
 )
 def test_uncompiled_models_get_a_loss_by_their_labels(
@@ -163,6 +166,8 @@ def test_uncompiled_models_get_a_loss_by_their_labels(
     classes = rng.integers(0, units + (units == 1), 16)
     y = {
         "int": classes,
+        "int as float": classes.astype(np.float32),
+        "several": rng.integers(0, 2, (16, units)),
         "float": rng.normal(size=(16, units)),
         "counts": rng.integers(20, 80, 16),
         "one_hot": np.eye(units, dtype=np.float32)[classes % units],
@@ -177,7 +182,7 @@ def test_uncompiled_models_get_a_loss_by_their_labels(
         expected = np.mean((outputs - y.reshape(16, -1)) ** 2)
     elif loss == "binary_crossentropy":
         outputs = outputs if activation else 1 / (1 + np.exp(-outputs))
-        expected = -np.mean(np.log(np.where(y[:, None] == 1, outputs, 1 - outputs)))
+        expected = -np.mean(np.log(np.where(y.reshape(16, -1) == 1, outputs, 1 - outputs)))
     else:
         if activation is None:
             outputs = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
@@ -210,6 +215,31 @@ def test_several_inputs(framework, tmp_path):
     data = {"a": np.ones((8, 3)), "b": np.ones((8, 2)), "y": np.ones((8, 1))}
     result = tfopt.fine_tune(tmp_path / "model.keras", data, tmp_path / "out", epochs=2, **QUIET)
     assert result.history["loss"][1] < result.history["loss"][0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.ones((8, 3)), r"have shape \(3,\) and outputs \(4,\); expected the same"),
+        (np.full(8, 0.5), "labels such as 0.5 are no whole numbers of classes"),
+    ],
+)
+def test_labels_that_fit_no_loss(tmp_path, labels, message):
+    keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)]).save(tmp_path / "model.keras")
+    data = {"x": np.ones((8, 6)), "y": labels}
+    with pytest.raises(tfopt.InputError, match=message):
+        tfopt.fine_tune(tmp_path / "model.keras", data, tmp_path / "out", **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_to_ignore(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=255)
+    model.compile("sgd", loss)
+    model.save(tmp_path / "model.keras")
+    data = {"x": np.ones((8, 6)), "y": np.array([0, 1, 2, 3, 255, 255, 0, 1])}
+    result = tfopt.fine_tune(tmp_path / "model.keras", data, tmp_path / "out", **QUIET)
+    assert np.isfinite(result.history["loss"]).all()
 
 
 def test_subclassed_models(tmp_path):
@@ -301,7 +331,7 @@ class TestNothingIsLost:
     def test_when_the_model_lies_in_the_folder(self, framework, model_file, tmp_path):
         tfopt.fine_tune(model_file, DATA, tmp_path / "out", **QUIET)
         trained = tmp_path / "out" / "model.keras"
-        with pytest.raises(tfopt.InputError, match="lies in the folder that --overwrite"):
+        with pytest.raises(tfopt.InputError, match="is part of what --overwrite would delete"):
             tfopt.fine_tune(trained, DATA, tmp_path / "out", overwrite=True, **QUIET)
         assert trained.is_file()
 
@@ -312,6 +342,7 @@ class TestNothingIsLost:
         for wrong in (
             {"data": str(tmp_path / "none.npz")},
             {"data": {"x": IMAGES, "y": LABELS + 3}},
+            {"data": {"x": IMAGES, "y": np.ones((32, 7, 2))}},
             {"keep_float32": ["none"], "precision": "mixed_bfloat16"},
         ):
             with pytest.raises(tfopt.InputError):

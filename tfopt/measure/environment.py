@@ -140,15 +140,21 @@ class Gpu:
 
 @functools.cache
 def gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs that `nvidia-smi` finds; none where CUDA_VISIBLE_DEVICES hides all."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    """The NVIDIA GPUs that `nvidia-smi` finds and CUDA_VISIBLE_DEVICES leaves visible."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1"):
         return ()
     lines = _nvidia_smi("name,driver_version,compute_cap") or _nvidia_smi("name,driver_version")
     found = []
     for line in lines:
-        name, driver, *capability = line.split(", ")
-        version = re.fullmatch(r"(\d+)\.(\d+)", "".join(capability))
+        name, _, rest = line.partition(", ")
+        driver, _, capability = rest.partition(", ")
+        version = re.fullmatch(r"(\d+)\.(\d+)", capability)
         found.append(Gpu(name, driver, (int(version[1]), int(version[2])) if version else None))
+    numbers = re.fullmatch(r"\d+(,\d+)*", visible or "")
+    if numbers:
+        chosen = [int(number) for number in numbers[0].split(",")]
+        return tuple(found[number] for number in chosen if number < len(found))
     return tuple(found)
 
 
@@ -162,7 +168,7 @@ def _nvidia_smi(query: str) -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     lines = ended.stdout.splitlines() if ended.returncode == 0 else []
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in lines if ", " in line]
 
 
 def resident_bytes(pid: int | str = "self") -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 from tfopt.measure import environment
 
@@ -80,12 +81,20 @@ def of_this_cpu(dtype: str) -> Suitability:
 
 def of_tensorflow(dtype: str) -> Suitability:
     """What TensorFlow gains here: on its first GPU, else on the processor."""
-    if environment.gpus():  # importing TensorFlow takes seconds
-        import tensorflow as tf
-
-        for device in tf.config.list_physical_devices("GPU"):
-            details = tf.config.experimental.get_device_details(device)
-            return gpu(dtype, details.get("compute_capability"))
+    # Without a sign of a GPU it is not imported for this, which takes seconds.
+    device = tensorflow_gpu() if environment.gpus() or "tensorflow" in sys.modules else None
+    if device is not None:
+        return gpu(dtype, device[1])
     if dtype == "float16":
         return Suitability(False, "TensorFlow computes float16 fast on GPUs only, and sees none.")
     return of_this_cpu(dtype)
+
+
+def tensorflow_gpu() -> tuple[str, tuple[int, int] | None] | None:
+    """Name and compute capability of TensorFlow's first GPU; None if it sees none."""
+    import tensorflow as tf
+
+    for device in tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(device)
+        return details.get("device_name", device.name), details.get("compute_capability")
+    return None

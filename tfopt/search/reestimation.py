@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tfopt import source as sources
 from tfopt.dataset import Dataset, calibration_batches
 from tfopt.errors import ConversionError
 from tfopt.graph import first_line
+from tfopt.runtimes.base import Arrays
 from tfopt.source import Source
 
 MIN_SHIFT = 0.25
@@ -69,7 +68,7 @@ def reestimate(
         return None
     try:
         copy = set_precision(model, POLICIES.get(precision, "float32"))
-        reestimate_batchnorm(copy, _inputs(source, data))
+        reestimate_batchnorm(copy, _inputs(copy, source, data))
     except Exception as error:  # layers of the user's raise whatever they raise
         raise ConversionError(first_line(error)) from error
     shift, layer = largest_shift(model, copy)
@@ -112,10 +111,38 @@ class Gain:
         )
 
 
-def _inputs(source: Source, data: Dataset) -> Iterator[Any]:
-    """Calibration batches as the model takes them."""
+def _inputs(model: Any, source: Source, data: Dataset) -> Iterator[Any]:
+    """Calibration batches as the model takes them, which the signature does not tell."""
     batches = calibration_batches(data, source.signature, BATCH_SIZE)
     assert batches is not None
-    for batch in batches():
-        arrays: dict[str, np.ndarray] = batch
-        yield arrays if len(arrays) > 1 else next(iter(arrays.values()))
+    ways = _ways(model)
+    first = next(iter(batches()))
+    errors: list[Exception] = []
+    for way in ways:
+        try:
+            model(way({name: array[:2] for name, array in first.items()}), training=False)
+        except Exception as error:
+            errors.append(error)
+            continue
+        yield from map(way, batches())
+        return
+    raise errors[0]
+
+
+def _ways(model: Any) -> list[Callable[[Arrays], Any]]:
+    """From arrays by their names in the signature to a model's argument."""
+    structure = getattr(model, "input", None) if getattr(model, "inputs", None) else None
+    if isinstance(structure, dict):
+        return [
+            lambda batch: {
+                key: batch[key if key in batch else tensor.name]
+                for key, tensor in structure.items()
+            }
+        ]
+    if isinstance(structure, (list, tuple)) and len(structure) > 1:
+        return [lambda batch: [batch[tensor.name] for tensor in structure]]
+    ways: list[Callable[[Arrays], Any]] = [
+        lambda batch: next(iter(batch.values())) if len(batch) == 1 else list(batch.values()),
+        dict,
+    ]
+    return ways

@@ -386,17 +386,19 @@ class Search:
             if variant.precision in reestimation.POLICIES:
                 tried.setdefault(variant.precision, variant)
         self.progress.doing("estimating statistics of batch normalisation")
-        gain, note = None, None
+        gain, notes = None, []
         with self._clock() as clock:
-            try:
-                for precision, variant in tried.items():
+            for precision, variant in tried.items():
+                try:
                     found = self._gain(run, model, precision, variant)
-                    if gain is None or (found is not None and found.low > gain.low):
-                        gain = found
-            except (ConversionError, InputError) as error:
-                note = f"New statistics of batch normalisation were not tried: {error}"
+                except (ConversionError, InputError) as error:
+                    notes.append(f"Statistics of batch normalisation were not tried: {error}")
+                    self.progress.say(f"Note: {notes[-1]}")
+                    continue
+                if gain is None or (found is not None and found.low > gain.low):
+                    gain = found
         values = None if gain is None else dataclasses.asdict(gain)
-        run.ledger.add("reestimate", gain=values, note=note, **clock)
+        run.ledger.add("reestimate", gain=values, notes=notes, **clock)
 
     def _gain(
         self, run: Run, model: Any, precision: str, variant: Variant

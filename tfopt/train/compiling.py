@@ -16,9 +16,9 @@ def is_compiled(model: Layer) -> bool:
     return bool(getattr(model, "compiled", getattr(model, "_is_compiled", False)))
 
 
-def own_compile(model: Layer) -> str | None:
-    """The class that gives a model another `compile` than Keras's; None if none does."""
-    owner = next(found for found in type(model).__mro__ if "compile" in vars(found))
+def overrider(model: Layer, method: str) -> str | None:
+    """The class that gives a model another method than Keras's; None if none does."""
+    owner = next(found for found in type(model).__mro__ if method in vars(found))
     is_kerases = owner.__module__.partition(".")[0] == framework_of(model).__name__
     return None if is_kerases else owner.__name__
 
@@ -41,7 +41,7 @@ def compile_like(model: Layer, copy: Layer) -> None:
         return
     keras = framework_of(model)
     try:
-        if (owner := own_compile(model)) is not None:
+        if (owner := overrider(model, "compile")) is not None:
             raise ValueError(f"{owner} has a compile of its own")
         with keras.utils.custom_object_scope(custom_objects(model)):
             options = _copied(compile_options(model), keras)

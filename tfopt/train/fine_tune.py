@@ -22,7 +22,7 @@ from tfopt.output_folder import Contents
 from tfopt.progress import Progress
 from tfopt.train import training_data
 from tfopt.train.backup import BackupAndRestore
-from tfopt.train.compiling import compile_options, is_compiled, own_compile
+from tfopt.train.compiling import compile_options, is_compiled, overrider
 from tfopt.train.layers import Layer, Pattern, framework_of
 from tfopt.train.precision import check_policy, set_precision
 from tfopt.train.profile import PrecisionProfile, profile_precision
@@ -132,10 +132,10 @@ def fine_tune(
         raise InputError(f"{path} cannot be trained; expected a .keras or .h5 file.")
     folder = CONTENTS.check(_own_folder(Path(output_dir)), resume, overwrite)
     for file in (path, *([Path(data)] if isinstance(data, (str, Path)) else [])):
-        if overwrite and file.resolve().is_relative_to(folder.resolve()):
+        lost = any(file.resolve().is_relative_to(folder / name) for name in CONTENTS.names)
+        if overwrite and lost and file.exists():
             raise InputError(
-                f"{file} lies in the folder that --overwrite would empty; name another "
-                "--output_dir."
+                f"{file} is part of what --overwrite would delete; name another --output_dir."
             )
     identity = {"model": sources.hash_files(path), "seed": seed}
     if resume:
@@ -172,6 +172,10 @@ def fine_tune(
             f"{path} was compiled with parts that cannot be copied; give them get_config, or call "
             "fit of what tfopt.set_precision returns yourself."
         )
+    try:
+        _try_out(network, found)
+    except Exception as error:
+        raise _misfit(path, error) from error
     CONTENTS.claim(folder, resume, overwrite)
     if not resume:
         (folder / "train.json").write_text(json.dumps(identity, indent=2) + "\n")
@@ -197,9 +201,7 @@ def fine_tune(
     except Exception as error:
         if not resume and not record.num_epochs():
             CONTENTS.empty(folder)  # so that the next try need not overwrite
-        if not _is_of_the_data(error):
-            raise
-        raise InputError(f"{path} cannot be trained on these data: {_reason(error)}") from error
+        raise _misfit(path, error) from error
     finally:
         progress.close()
     if watch.problem is not None or backup.is_spoiled:
@@ -209,11 +211,27 @@ def fine_tune(
     return Training(folder, network, record.history(), profile)
 
 
-def _is_of_the_data(error: Exception) -> bool:
-    """Whether an error is one that Keras or TensorFlow raise for data that do not fit."""
+def _try_out(network: Layer, data: TrainingData) -> None:
+    """One batch forward, with its loss; raises whatever that raises."""
+    if overrider(network, "train_step") is not None:
+        return  # which may take what test_step does not
+    if data.is_batched:
+        batch = next(iter(data.train["x"]))
+        network.test_on_batch(*batch[:3])
+        return
     import tensorflow as tf
 
-    return isinstance(error, (TypeError, ValueError, tf.errors.InvalidArgumentError))
+    few = tf.nest.map_structure(lambda array: array[:2], dict(data.train))
+    network.test_on_batch(few["x"], few["y"], few.get("sample_weight"))
+
+
+def _misfit(path: Path, error: Exception) -> Exception:
+    """What to raise for an error of Keras or TensorFlow: a sentence if the data can be blamed."""
+    import tensorflow as tf
+
+    if not isinstance(error, (TypeError, ValueError, tf.errors.InvalidArgumentError)):
+        return error
+    return InputError(f"{path} cannot be trained on these data: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:
@@ -300,7 +318,7 @@ def _compile(
 ) -> list[str]:
     """Compiles as the model was, or by the labels; returns what a user should know of it."""
     keras, told = framework_of(model), []
-    if (owner := own_compile(model)) is not None:
+    if (owner := overrider(model, "compile")) is not None:
         raise InputError(
             f"{owner} has a compile of its own, which cannot be called here; build the model "
             "inside tfopt.precision(…) and call fit yourself."

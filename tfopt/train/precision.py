@@ -39,8 +39,8 @@ def set_precision(model: Layer, policy: str, keep_float32: Sequence[Pattern] = (
     and turned back with `policy="float32"`. A compiled model gives a compiled copy with the state
     of its optimizer, wrapped for loss scaling when some layer computes in float16, and only then.
 
-    What it gains and costs: see `tfopt.recommend_precision`; where it is slower it is done all the
-    same, with a warning. Half precision keeps 8 bits
+    What it gains and costs: see `tfopt.recommend_precision`; where it gains nothing it is done all
+    the same, with a warning. Half precision keeps 8 bits
     (bfloat16) or 11 (float16) of each value.
 
     Args:
@@ -111,14 +111,14 @@ def check_policy(policy: str) -> None:
 
 
 def _warn_of_loss(policy: str, stacklevel: int) -> None:
-    """Says where half precision is slower; it is done all the same."""
+    """Says where half precision gains nothing; it is done all the same."""
     if policy == "float32":
         return
     found = suitability.of_tensorflow(policy.removeprefix("mixed_"))
     if not found.suits:
         warnings.warn(
-            f"{policy} is slower than float32 here. {found.reason} tfopt.recommend_precision() "
-            "says what gains.",
+            f"{policy} is not known to be faster than float32 here. {found.reason} "
+            "tfopt.recommend_precision() says what is.",
             stacklevel=stacklevel,
         )
 

@@ -30,11 +30,9 @@ def recommend_precision() -> PrecisionAdvice:
 
     The first GPU that TensorFlow sees decides, else the processor; see `tfopt.measure.suitability`.
     """
-    import tensorflow as tf
-
-    for gpu in tf.config.list_physical_devices("GPU"):
-        details = tf.config.experimental.get_device_details(gpu)
-        return for_gpu(details.get("device_name", gpu.name), details.get("compute_capability"))
+    device = suitability.tensorflow_gpu()
+    if device is not None:
+        return for_gpu(*device)
     return for_cpu(environment.cpu_model(), environment.cpu_flags())
 
 

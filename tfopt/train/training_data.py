@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tfopt.train.batches import leaves
 from tfopt.train.layers import Layer, framework_of, output_layers
 
 SPARSE = "sparse_categorical_crossentropy"
+NUM_BATCHES = 8  # whose labels are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +37,23 @@ class TrainingData:
         """Whether batches are made already."""
         return "y" not in self.train
 
-    def some(self) -> tuple[Any, Any]:
-        """Inputs and labels of a few examples.
+    def some(self) -> tuple[Any, np.ndarray | Mapping[str, Any]]:
+        """Inputs of a few examples, and labels of many.
 
         Raises:
           InputError: when the data yield no labels.
         """
         if not self.is_batched:
             return _first(self.train["x"]), self.train["y"]
-        batch = next(iter(self.train["x"]), None)
-        if batch is None:
+        batches = list(itertools.islice(self.train["x"], NUM_BATCHES))
+        if not batches:
             raise InputError("The data yield no batch; at least one is needed to train on.")
-        if not isinstance(batch, tuple) or len(batch) < 2:
+        if not all(isinstance(batch, tuple) and len(batch) > 1 for batch in batches):
             raise InputError("The data yield no labels; yield (x, y).")
-        return _first(batch[0]), batch[1]
+        labels = [batch[1] for batch in batches]
+        if isinstance(labels[0], (Mapping, list, tuple)):
+            return _first(batches[0][0]), {"several": labels}
+        return _first(batches[0][0]), np.concatenate([np.asarray(part) for part in labels])
 
 
 def _first(inputs: Any) -> Any:
@@ -130,39 +135,53 @@ def _dtype(tensor: Any) -> Any:
 
 
 def choose_loss(model: Layer, data: TrainingData) -> dict[str, Any]:
-    """The loss and the metrics that fit the labels, as `compile` takes them.
+    """The loss and the metrics that fit labels and outputs, as `compile` takes them.
 
-    Whole numbers of classes get sparse categorical cross-entropy, 0 and 1 with one output binary
-    cross-entropy, shares of classes (such as one-hot labels) categorical cross-entropy, each with
-    accuracy; everything else gets the mean square error.
+    Numbers of classes get sparse categorical cross-entropy; 0 and 1 for one output or for several
+    sigmoids binary cross-entropy; shares of classes (such as one-hot labels) categorical
+    cross-entropy, each with accuracy. Everything else gets the mean square error.
 
     Raises:
-      InputError: when the model has several outputs, whose weights only the user knows.
+      InputError: when the model has several outputs, whose weights only the user knows, or labels
+        have another shape.
     """
     losses = framework_of(model).losses
-    inputs, found = data.some()
-    outputs = model(inputs, training=False)
-    if isinstance(found, Mapping) or len(leaves(outputs)) > 1:
+    inputs, labels = data.some()
+    found = leaves(model(inputs, training=False))
+    if isinstance(labels, Mapping) or len(found) > 1:
         raise InputError(
             f"Model {model.name!r} has several outputs and is not compiled; compile it with a loss "
             "for each and save it again."
         )
-    labels, outputs = np.asarray(found), np.asarray(leaves(outputs)[0], np.float64)
-    num_outputs = outputs.shape[-1]
-    is_whole = labels.dtype.kind in "iub"
-    is_classes = num_outputs > 1 and (
-        is_whole if labels.ndim < outputs.ndim or labels.shape[-1] == 1 else _are_shares(labels)
-    )
+    outputs = np.asarray(found[0], np.float64)
+    num_outputs, activation = outputs.shape[-1], _activation(model, outputs)
+    from_logits = activation == "linear"
+    is_flat = labels.ndim == outputs.ndim - 1 or (labels.shape[1:-1], labels.shape[-1]) == (
+        outputs.shape[1:-1], 1
+    )  # fmt: skip
+    if not is_flat and labels.shape[1:] != outputs.shape[1:]:
+        raise InputError(
+            f"Labels of one example have shape {labels.shape[1:]} and outputs "
+            f"{outputs.shape[1:]}; expected the same, or a whole number for each class."
+        )
     metrics = ["accuracy"]
-    if is_classes:
-        from_logits = not _has_activation(model, "softmax", _are_shares(outputs))
-        is_sparse = labels.ndim < outputs.ndim or labels.shape[-1] == 1
-        kind = losses.SparseCategoricalCrossentropy if is_sparse else losses.CategoricalCrossentropy
-        return {"loss": kind(from_logits=from_logits), "metrics": metrics}
-    if num_outputs == 1 and np.isin(labels, (0, 1)).all():
-        is_probability = bool(((outputs >= 0) & (outputs <= 1)).all())
-        from_logits = not _has_activation(model, "sigmoid", is_probability)
+    if is_flat and num_outputs > 1:
+        if not np.array_equal(labels, np.round(labels)):
+            raise InputError(
+                f"The model has {num_outputs} outputs, and labels such as {labels.flat[0]} are no "
+                "whole numbers of classes."
+            )
+        return {
+            "loss": losses.SparseCategoricalCrossentropy(from_logits=from_logits),
+            "metrics": metrics,
+        }
+    is_yes_or_no = np.isin(labels, (0, 1)).all()
+    if is_yes_or_no and (activation == "sigmoid" or (num_outputs == 1 and from_logits)):
         return {"loss": losses.BinaryCrossentropy(from_logits=from_logits), "metrics": metrics}
+    if num_outputs > 1 and activation in ("softmax", "linear") and _are_shares(labels):
+        return {
+            "loss": losses.CategoricalCrossentropy(from_logits=from_logits), "metrics": metrics
+        }  # fmt: skip
     return {"loss": losses.MeanSquaredError()}
 
 
@@ -170,13 +189,14 @@ def _are_shares(values: np.ndarray) -> bool:
     return bool((values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3))
 
 
-def _has_activation(model: Layer, name: str, looks_like_it: bool) -> bool:
-    """Whether outputs come from an activation; by their values where layers do not tell."""
-    heads = output_layers(model)
-    if not heads:
-        return looks_like_it
-    activation = getattr(heads[0], "activation", None)
-    return getattr(activation, "__name__", type(heads[0]).__name__).lower() == name
+def _activation(model: Layer, outputs: np.ndarray) -> str:
+    """The last activation; by the outputs where the last layer does not tell."""
+    for head in output_layers(model)[:1]:
+        if hasattr(head, "activation"):
+            return getattr(head.activation, "__name__", "other")
+    if outputs.shape[-1] > 1 and _are_shares(outputs):
+        return "softmax"
+    return "sigmoid" if ((outputs >= 0) & (outputs <= 1)).all() else "linear"
 
 
 def check_labels(model: Layer, data: TrainingData) -> None:
@@ -187,9 +207,12 @@ def check_labels(model: Layer, data: TrainingData) -> None:
     """
     loss = model.loss
     name = getattr(loss, "name", None) or getattr(loss, "__name__", loss)
-    if name != SPARSE or data.is_batched or not data.train["y"].size:
+    if name != SPARSE or data.is_batched:
         return
     labels = data.train["y"]
+    labels = labels[labels != getattr(loss, "ignore_class", None)]
+    if not labels.size:
+        return
     num_classes = leaves(model(data.some()[0], training=False))[0].shape[-1]
     low, high = labels.min(), labels.max()
     if low < 0 or high >= num_classes:
