@@ -81,6 +81,15 @@ def relational(student, teacher, labels):
     return loss
 
 
+def with_gradient(function, values):
+    """What a function gives, and the gradient of its sum."""
+    variable = tf.constant(values)
+    with tf.GradientTape() as tape:
+        tape.watch(variable)
+        found = function(variable)
+    return found, tape.gradient(found, variable)
+
+
 NO_LABELS = np.full(5, -1)
 SOME_LABELS = np.array([2, -1, 0, 5, -1])
 CASES = {
@@ -136,11 +145,7 @@ def test_gradients(case):
     """Central differences of the sum over the batch, weighted as sample weights do."""
     loss, _, student, teacher, labels = CASES[case]
     weights = np.array([1.0, 0.5, 2.0, 0.0, 1.0])
-    variable = tf.constant(student)
-    with tf.GradientTape() as tape:
-        tape.watch(variable)
-        total = tf.reduce_sum(weights * loss(variable, teacher, labels))
-    found = tape.gradient(total, variable).numpy()
+    _, found = with_gradient(lambda s: weights * loss(s, teacher, labels), student)
     expected, step = np.empty_like(student), 1e-6
     for index in np.ndindex(student.shape):
         ends = []
@@ -155,12 +160,9 @@ def test_gradients(case):
 @cases
 def test_a_perfect_student_loses_nothing_and_has_no_gradient(case):
     loss, _, _, teacher, labels = CASES[case]
-    student = tf.constant(teacher)
-    with tf.GradientTape() as tape:
-        tape.watch(student)
-        found = loss(student, teacher, labels)
+    found, gradient = with_gradient(lambda s: loss(s, teacher, labels), teacher)
     np.testing.assert_allclose(found, np.zeros(5), atol=1e-12)
-    np.testing.assert_allclose(tape.gradient(found, student), np.zeros(teacher.shape), atol=1e-9)
+    np.testing.assert_allclose(gradient, np.zeros(teacher.shape), atol=1e-9)
 
 
 @cases
@@ -190,31 +192,21 @@ def test_in_a_graph_with_any_number_of_examples(case, jit_compile):
 @cases
 def test_no_gradient_goes_to_the_teacher(case):
     loss, _, student, teacher, labels = CASES[case]
-    variable = tf.constant(teacher)
-    with tf.GradientTape() as tape:
-        tape.watch(variable)
-        found = loss(student, variable, labels)
-    assert tape.gradient(found, variable) is None
+    _, gradient = with_gradient(lambda t: loss(student, t, labels), teacher)
+    assert gradient is None
 
 
 def test_large_logits_stay_finite():
     large = np.array([[1e4, -1e4, 0.0]])
     for loss in (losses.SoftTargets(1.0), losses.DecoupledTargets(temperature=1.0)):
-        student = tf.constant(-large)
-        with tf.GradientTape() as tape:
-            tape.watch(student)
-            found = loss(student, large)
-        assert np.isfinite(found).all()
-        assert np.isfinite(tape.gradient(found, student)).all()
+        for values in with_gradient(lambda s, loss=loss: loss(s, large), -large):
+            assert np.isfinite(values).all()
 
 
 def test_equal_examples_have_no_distance_and_a_finite_gradient():
-    student = tf.constant(np.ones((4, 3)))
-    with tf.GradientTape() as tape:
-        tape.watch(student)
-        found = losses.RelationalTargets()(student, normal(4, 3))
-    assert np.isfinite(found).all()
-    assert np.isfinite(tape.gradient(found, student)).all()
+    teacher = normal(4, 3)
+    for values in with_gradient(lambda s: losses.RelationalTargets()(s, teacher), np.ones((4, 3))):
+        assert np.isfinite(values).all()
 
 
 def test_maps_of_another_size_are_averaged():

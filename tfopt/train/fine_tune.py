@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,9 @@ def fine_tune(
         raise InputError(f"{path} cannot be trained; expected a .keras or .h5 file.")
     folder = CONTENTS.check(_own_folder(Path(output_dir)), resume, overwrite)
     for file in (path, *([Path(data)] if isinstance(data, (str, Path)) else [])):
-        lost = any(file.resolve().is_relative_to(folder / name) for name in CONTENTS.names)
+        lost = any(
+            file.resolve().is_relative_to(folder.resolve() / name) for name in CONTENTS.names
+        )
         if overwrite and lost and file.exists():
             raise InputError(
                 f"{file} is part of what --overwrite would delete; name another --output_dir."
@@ -172,10 +174,8 @@ def fine_tune(
             f"{path} was compiled with parts that cannot be copied; give them get_config, or call "
             "fit of what tfopt.set_precision returns yourself."
         )
-    try:
+    with _told(path):
         _try_out(network, found)
-    except Exception as error:
-        raise _misfit(path, error) from error
     CONTENTS.claim(folder, resume, overwrite)
     if not resume:
         (folder / "train.json").write_text(json.dumps(identity, indent=2) + "\n")
@@ -187,21 +187,22 @@ def fine_tune(
     # What came before is not to come again: each resumed run has an order of its own.
     keras.utils.set_random_seed(seed + record.num_epochs())
     try:
-        network.fit(
-            **found.train,
-            **({} if found.is_batched else {"batch_size": batch_size}),
-            epochs=epochs,
-            validation_data=found.validation,
-            callbacks=[watch, backup, *rate, record],
-            verbose=0,
-        )
+        with _told(path):
+            network.fit(
+                **found.train,
+                **({} if found.is_batched else {"batch_size": batch_size}),
+                epochs=epochs,
+                validation_data=found.validation,
+                callbacks=[watch, backup, *rate, record],
+                verbose=0,
+            )
     except KeyboardInterrupt:
         progress.say(f"Interrupted; finished epochs are in {folder}, go on with --resume.")
         raise
-    except Exception as error:
+    except Exception:
         if not resume and not record.num_epochs():
             CONTENTS.empty(folder)  # so that the next try need not overwrite
-        raise _misfit(path, error) from error
+        raise
     finally:
         progress.close()
     if watch.problem is not None or backup.is_spoiled:
@@ -225,13 +226,15 @@ def _try_out(network: Layer, data: TrainingData) -> None:
     network.test_on_batch(few["x"], few["y"], few.get("sample_weight"))
 
 
-def _misfit(path: Path, error: Exception) -> Exception:
-    """What to raise for an error of Keras or TensorFlow: a sentence if the data can be blamed."""
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Makes errors of Keras and TensorFlow that data can be blamed for a sentence."""
     import tensorflow as tf
 
-    if not isinstance(error, (TypeError, ValueError, tf.errors.InvalidArgumentError)):
-        return error
-    return InputError(f"{path} cannot be trained on these data: {_reason(error)}")
+    try:
+        yield
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+        raise InputError(f"{path} cannot be trained on these data: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
