@@ -19,35 +19,58 @@ def fit(model, callback, epochs=1, **options):
     return model.fit(IMAGES, LABELS, callbacks=[callback], **options)
 
 
+def shares_of(gradient, limit=HALF_NORMAL, scale=None):
+    """Shares of one gradient, computed beside others."""
+    others = [tf.zeros([3, 2]), tf.IndexedSlices(tf.ones([1, 2]), tf.constant([0]), [2, 2])]
+    limits = [1.0, limit, 1.0]
+    found = watch.small_shares([others[0], gradient, others[1]], limits, scale).numpy()
+    assert found[[0, 2]].tolist() == [[1, 0], [0.5, 0]]
+    return found[1]
+
+
 class TestCount:
     def test_by_hand(self):
         gradient = tf.constant([0.0, 2.0**-14, 2.0**-15, -(2.0**-20), 1.0, 0.0, 3.0, -4.0])
-        assert watch.small_shares(gradient, HALF_NORMAL).numpy().tolist() == [2 / 8, 2 / 8]
+        assert shares_of(gradient).tolist() == [2 / 8, 2 / 8]
         assert watch.is_not_finite(gradient).numpy() == 0
 
     def test_what_was_divided_by_the_scale_counts_as_it_was_before(self):
         scale = 1024.0
         scaled = np.array([0, 2.0**-14, 2.0**-15, -(2.0**-20), 1, 0, 3, -4])
-        found = watch.small_shares(tf.constant(scaled / scale, tf.float32), HALF_NORMAL, scale)
-        assert found.numpy().tolist() == [2 / 8, 2 / 8]
+        found = shares_of(tf.constant(scaled / scale, tf.float32), scale=scale)
+        assert found.tolist() == [2 / 8, 2 / 8]
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_not_finite(self, value):
         gradient = tf.constant([[value, 0.0], [1.0, 2.0]])
         assert watch.is_not_finite(gradient).numpy() == 1
-        assert watch.small_shares(gradient, 1e-3).numpy().tolist() == [1 / 4, 0]
+        assert shares_of(gradient, 1e-3).tolist() == [1 / 4, 0]
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_gradients_in_half_precision(self, dtype):
         gradient = tf.constant([0.0, 2.0**-15, 1.0, 2.0], dtype)
-        assert watch.small_shares(gradient, HALF_NORMAL).numpy().tolist() == [0.25, 0.25]
+        assert shares_of(gradient).tolist() == [0.25, 0.25]
 
     def test_rows_that_were_not_looked_up_are_zeros(self):
         slices = tf.IndexedSlices(
             tf.constant([[1.0, 0.0], [2.0**-15, 3.0]]), tf.constant([4, 1]), tf.constant([5, 2])
         )
-        assert watch.small_shares(slices, HALF_NORMAL).numpy() == pytest.approx([7 / 10, 1 / 10])
+        assert shares_of(slices) == pytest.approx([7 / 10, 1 / 10])
         assert watch.is_not_finite(slices).numpy() == 0
+
+    @pytest.mark.parametrize("shape", [(3, 3, 64, 64), (7, 1, 1000), (4096,), (4097,), (123457,)])
+    def test_large_gradients_are_sampled_from_all_channels(self, shape):
+        taken = watch.sample(tf.range(math.prod(shape))).numpy()
+        assert 512 < len(taken) <= watch.SAMPLE_SIZE
+        assert len(set(taken)) == len(taken)
+        for axis, places in enumerate(np.unravel_index(taken, shape)):
+            counts = np.bincount(places, minlength=shape[axis])
+            assert counts.max() - counts.min() <= max(1, len(taken) // shape[axis] // 4)
+
+    def test_a_sample_tells_the_share_of_all(self):
+        gradient = np.random.default_rng(0).normal(size=(3, 3, 128, 128)).astype(np.float32)
+        gradient[..., :32] = 0  # channels without any
+        assert shares_of(tf.constant(gradient))[0] == pytest.approx(0.25, abs=0.001)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -148,8 +171,8 @@ class TestTraining:
         model.compile(
             keras.optimizers.SGD(0.1), lambda y_true, y_pred: 0.0 * y_pred, jit_compile=False
         )
-        callback = tfopt.PrecisionWatch(every=20, count_every=1)
-        with pytest.warns(UserWarning, match="All gradients of the last 20 counted steps were 0"):
+        callback = tfopt.PrecisionWatch(every=20)
+        with pytest.warns(UserWarning, match="All gradients of the last 20 steps were 0"):
             fit(model, callback, epochs=20)
         assert len(model.history.epoch) == 5
 
@@ -262,7 +285,7 @@ class TestTraining:
         model = InTurns(inputs, out)
         model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
         model.optimizer.build(model.trainable_variables)
-        callback = tfopt.PrecisionWatch(count_every=2)
+        callback = tfopt.PrecisionWatch()
         zeros = np.zeros((12, 2), np.float32)
         model.fit(
             zeros, np.ones((12, 1), np.float32), batch_size=2, verbose=0, callbacks=[callback]
@@ -344,29 +367,10 @@ print(callback._counts.of_epoch.num_steps)
     assert found.stdout.split("\n")[-3:-1] == ["[2, 4] [0.0, 0.0]", "4"], found.stderr
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_every_so_many_steps_are_counted(framework):
-    """Zeros of some steps only: images of zeros have gradients of zeros in the first layer."""
-    keras = importlib.import_module(framework)
-    inputs = keras.Input((4,))
-    x = keras.layers.Dense(3, use_bias=False, name="first")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(1, name="last")(x))
-    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
-    x = np.ones((7, 4))
-    x[[0, 3, 4]] = 0
-    shares = {}
-    for count_every in (1, 3):
-        callback = tfopt.PrecisionWatch(count_every=count_every)
-        model.fit(x, np.ones((7, 1)), batch_size=1, shuffle=False, verbose=0, callbacks=[callback])
-        shares[count_every] = callback.layers.set_index("layer").zero_gradients["first"]
-    assert shares == {1: pytest.approx(3 / 7), 3: pytest.approx(2 / 3)}  # steps 0, 3 and 6
-
-
-@pytest.mark.parametrize("name", ["every", "count_every"])
 @pytest.mark.parametrize("value", [0, -1])
-def test_wrong_interval(name, value):
-    with pytest.raises(tfopt.InputError, match=f"{name} is {value}"):
-        tfopt.PrecisionWatch(**{name: value})
+def test_wrong_interval(value):
+    with pytest.raises(tfopt.InputError, match=f"every is {value}"):
+        tfopt.PrecisionWatch(every=value)
 
 
 def problem(**found):

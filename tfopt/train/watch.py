@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 EVERY = 100
 MAX_OVERFLOWS = 30  # in a row: by then the scale has been divided by 10⁹
 MAX_NOT_FINITE = 3  # in a row without loss scaling, where the first spoils the weights
-MAX_ZERO_STEPS = 20  # in a row, of all gradients and of those that were counted
-COUNT_EVERY = 10
+MAX_ZERO_STEPS = 20  # in a row, of all gradients
+SAMPLE_SIZE = 4096  # values of a variable's gradient that are looked at for zeros and underflow
 
 
 class PrecisionWatch(KerasCallback):
@@ -33,7 +33,8 @@ class PrecisionWatch(KerasCallback):
 
     For Keras 3 and tf_keras models. It looks at the gradients that the optimizer gets, so that
     there is no second backward pass: in each step whether they are finite, which loss scaling looks
-    at anyway, and in every tenth step how many are 0 or too small. Loss scaling goes on as it is.
+    at anyway, and how many are 0 or too small, of a variable with more than 4,096 values in the
+    same even sample of them in each step. Loss scaling goes on as it is.
 
     A gradient underflows when it is not 0 and its absolute value, loss scale included, is below the
     smallest normal number of the dtype that its layer computes in (2^-14 in float16, 2^-126 in
@@ -50,35 +51,27 @@ class PrecisionWatch(KerasCallback):
     A `train_step` of its own may use the optimizer several times in a batch: each counts as a step.
 
     Training is stopped, with a warning that says why and what to do, when 30 steps in a row
-    overflowed in spite of loss scaling, 3 without it were not finite, or all gradients of 20
-    counted steps were 0.
+    overflowed in spite of loss scaling, 3 without it were not finite, or all gradients that were
+    looked at in 20 were 0.
 
     Args:
       every: batches between two looks at what was counted, which wait for the device.
       log_dir: folder for TensorBoard; gets the same figures at each look, and by layer.
-      count_every: steps between two in which zeros and underflow are counted; the first step after
-        each look is one of them.
 
     Attributes:
       problem: why training was stopped, or None.
 
     Raises:
-      InputError: when `every` or `count_every` is below 1; when training begins, for an optimizer
-        that is none of Keras's.
+      InputError: when `every` is below 1; when training begins, for an optimizer that is none of
+        Keras's.
     """
 
-    def __init__(
-        self,
-        every: int = EVERY,
-        log_dir: str | Path | None = None,
-        count_every: int = COUNT_EVERY,
-    ):
+    def __init__(self, every: int = EVERY, log_dir: str | Path | None = None):
         super().__init__()
-        for name, value in (("every", every), ("count_every", count_every)):
-            if value < 1:
-                raise InputError(f"{name} is {value}; expected a number of batches, such as 10.")
+        if every < 1:
+            raise InputError(f"every is {every}; expected a number of batches, such as 10.")
         self.problem: str | None = None
-        self._every, self._log_dir, self._count_every = every, log_dir, count_every
+        self._every, self._log_dir = every, log_dir
         self._rows: list[dict[str, float]] = []
         self._counts: _Counts | None = None
         self._writer: Any = None
@@ -159,7 +152,7 @@ class PrecisionWatch(KerasCallback):
             logs.update(self._with_scale(self._counts.of_epoch.figures()))
 
     def _start_counting(self) -> None:
-        self._counts = _Counts(self.model, self._count_every)
+        self._counts = _Counts(self.model)
         _warn_without_scaling(self.model, self._counts)
 
     def _hear(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
@@ -222,8 +215,7 @@ class Tally:
     Attributes:
       num_steps: all.
       num_overflows: steps in which some gradient was not finite.
-      num_counted: array of shape (variables,), float64: steps in which zeros and underflow of a
-        variable's gradient were counted.
+      num_seen: array of shape (variables,), float64: steps in which a variable had a gradient.
       sums: array of shape (variables, 2), float64: shares of zeros and of underflowing gradients.
       overflows: array of shape (variables,), float64: steps in which not all were finite.
       sizes: elements of each variable.
@@ -231,7 +223,7 @@ class Tally:
 
     def __init__(self, sizes: Sequence[int]):
         self.num_steps = self.num_overflows = 0
-        self.num_counted = np.zeros(len(sizes))
+        self.num_seen = np.zeros(len(sizes))
         self.sums = np.zeros((len(sizes), 2))
         self.overflows = np.zeros(len(sizes))
         self.sizes = np.asarray(sizes, np.float64)
@@ -240,17 +232,17 @@ class Tally:
         """Adds other steps."""
         self.num_steps += other.num_steps
         self.num_overflows += other.num_overflows
-        self.num_counted += other.num_counted
+        self.num_seen += other.num_seen
         self.sums += other.sums
         self.overflows += other.overflows
 
     def shares(self, variables: Sequence[int] | slice = slice(None)) -> tuple[float, float]:
         """Of zeros and of underflow; variables weigh as much as they have elements."""
-        counted = self.num_counted[variables]
-        weights = self.sizes[variables] * (counted > 0)
+        seen = self.num_seen[variables]
+        weights = self.sizes[variables] * (seen > 0)
         if not weights.any():
             return 0.0, 0.0
-        means = self.sums[variables] / np.maximum(counted, 1)[:, None]
+        means = self.sums[variables] / np.maximum(seen, 1)[:, None]
         zeros, small = np.average(means, axis=0, weights=weights)
         return float(zeros), float(small)
 
@@ -277,7 +269,7 @@ def find_problem(
     Args:
       bad_streak: steps up to the last one without a break in which some gradient was not finite.
       bad: paths of the layers that had them, and the dtypes that these compute in.
-      zero_streak: counted steps without a break in which all gradients were 0.
+      zero_streak: steps up to the last one without a break in which all gradients were 0.
       is_float16: whether some layer computes in float16.
       loss_scale: at the last step; None without loss scaling.
     """
@@ -303,17 +295,16 @@ def find_problem(
                 "float16 needs loss scaling, so wrap the optimizer in LossScaleOptimizer, or use "
                 "tfopt.set_precision on a compiled model"
             )
-        return f"All gradients of the last {zero_streak} counted steps were 0: {advice}."
+        return f"All gradients of the last {zero_streak} steps were 0: {advice}."
     return None
 
 
 class _Counts:
     """Counters on the device, by variable, and what was read of them."""
 
-    def __init__(self, model: Layer, count_every: int):
+    def __init__(self, model: Layer):
         import tensorflow as tf
 
-        self._count_every = count_every
         inside = {
             id(variable): (place.path, str(place.layer.compute_dtype))
             for place in walk(model)
@@ -343,7 +334,6 @@ class _Counts:
         self._steps = zeros(2, aggregation=mean)  # all, and those not finite
         # By variable, since a training step may use the optimizer several times, for parts.
         self._seen = zeros(len(self.variables), aggregation=mean)
-        self._counted = zeros(len(self.variables), aggregation=mean)
         self._streaks = zeros(2, aggregation=first)  # not finite, and zeros only
         sizes = [int(np.prod(variable.shape)) for variable in self.variables]
         self._new = lambda: Tally(sizes)
@@ -367,32 +357,23 @@ class _Counts:
         if not found:
             return
 
-        def spread(rows: Mapping[int, Any], empty: Any) -> Any:
-            return tf.stack([rows.get(index, empty) for index in range(len(self.variables))])
+        overflows = tf.stack([is_not_finite(gradient) for gradient in found.values()])
+        is_bad = tf.reduce_max(overflows)
+        limits = [smallest_normal(self.places[index][1]) for index in found]
+        shares = small_shares(list(found.values()), limits, scale)
+        is_zero = tf.cast(tf.reduce_all(shares[:, 0] == 1.0), tf.float32)
 
-        bad = {index: is_not_finite(gradient) for index, gradient in found.items()}
-        is_bad = tf.reduce_max(list(bad.values()))
-        self._overflows.assign_add(spread(bad, tf.zeros(())))
+        def of_all(rows: Any) -> Any:
+            """Rows of the variables in `found` as rows of all variables."""
+            if list(found) == list(range(len(self.variables))):
+                return rows
+            places = [[index] for index in found]
+            return tf.scatter_nd(places, rows, [len(self.variables), *rows.shape[1:]])
 
-        def count() -> Any:
-            shares = {
-                index: small_shares(gradient, smallest_normal(self.places[index][1]), scale)
-                for index, gradient in found.items()
-            }
-            is_zero = tf.reduce_all([share[0] == 1.0 for share in shares.values()])
-            streak = (self._streaks[1] + 1.0) * tf.cast(is_zero, tf.float32)
-            return spread(shares, tf.zeros(2)), streak
-
-        def leave_out() -> Any:
-            return tf.zeros([len(self.variables), 2]), tf.identity(self._streaks[1])
-
-        is_counted = tf.math.floormod(self._seen[min(found)], float(self._count_every)) == 0.0
-        sums, zero_streak = tf.cond(is_counted, count, leave_out)
-        seen = tf.constant([float(index in found) for index in range(len(self.variables))])
-        self._seen.assign_add(seen)
-        self._counted.assign_add(seen * tf.cast(is_counted, tf.float32))
-        self._sums.assign_add(sums)
-        self._streaks.assign(tf.stack([(self._streaks[0] + 1.0) * is_bad, zero_streak]))
+        self._overflows.assign_add(of_all(overflows))
+        self._sums.assign_add(of_all(shares))
+        self._seen.assign_add(of_all(tf.ones(len(found))))
+        self._streaks.assign((self._streaks + 1.0) * tf.stack([is_bad, is_zero]))
         self._steps.assign_add(tf.stack([1.0, is_bad]))
 
     def read(self) -> Tally:
@@ -401,11 +382,11 @@ class _Counts:
         tally.sums = np.asarray(self._sums.read_value(), np.float64)
         tally.overflows = np.asarray(self._overflows.read_value(), np.float64)
         steps = np.asarray(self._steps.read_value())
-        tally.num_counted = np.asarray(self._counted.read_value(), np.float64)
+        tally.num_seen = np.asarray(self._seen.read_value(), np.float64)
         tally.num_steps = int(steps[0])
         tally.num_overflows = math.ceil(steps[1])
         self.bad_streak, self.zero_streak = map(int, np.asarray(self._streaks.read_value()))
-        for variable in (self._sums, self._overflows, self._steps, self._seen, self._counted):
+        for variable in (self._sums, self._overflows, self._steps, self._seen):
             variable.assign(np.zeros(variable.shape, np.float32))
         if hasattr(self, "of_epoch"):
             self.of_epoch.add(tally)
@@ -440,33 +421,90 @@ def is_not_finite(gradient: Any) -> Any:
     return 1.0 - tf.cast(tf.reduce_all(tf.math.is_finite(values)), tf.float32)
 
 
-def small_shares(gradient: Any, smallest: float, scale: Any = None) -> Any:
-    """Share of zeros and share of underflowing values.
+def small_shares(gradients: Sequence[Any], limits: Sequence[float], scale: Any = None) -> Any:
+    """Shares of zeros and of underflowing values, of gradients of any shapes.
+
+    Samples of all tensors lie in one matrix, because a GPU takes as long to begin with a tensor as
+    to read thousands of values.
 
     Args:
-      gradient: tensor of any shape, or slices of one; float32 or half precision.
-      smallest: the smallest normal number of the dtype that it was computed in.
-      scale: what the gradient was divided by since then.
+      gradients: tensors, or slices of some, of float32 or half precision.
+      limits: for each, the smallest normal number of the dtype that it was computed in.
+      scale: what the gradients were divided by since then.
 
     Returns:
-      Tensor of shape (2,), float32.
+      Tensor of shape (gradients, 2), float32.
     """
     import tensorflow as tf
 
-    share_of_rows: Any = 1.0
-    if isinstance(gradient, tf.IndexedSlices):
-        # Rows that were not looked up have no gradient.
-        ones = tf.ones_like(gradient.indices, tf.float32)
-        num_rows = gradient.dense_shape[0]
-        looked_up = tf.math.unsorted_segment_max(ones, gradient.indices, num_rows)
-        share_of_rows = tf.reduce_sum(tf.maximum(looked_up, 0.0)) / tf.cast(num_rows, tf.float32)
-        gradient = gradient.values
-    size = tf.cast(tf.size(gradient), tf.float32)
-    absolute = tf.abs(tf.cast(gradient, tf.float32))
-    limit = smallest if scale is None else smallest / tf.cast(scale, tf.float32)
-    num_others = tf.math.count_nonzero(absolute, dtype=tf.float32)
-    num_small = tf.math.count_nonzero(absolute < limit, dtype=tf.float32) - (size - num_others)
-    return tf.stack([1.0 - share_of_rows * num_others / size, share_of_rows * num_small / size])
+    smallest = tf.constant(limits, tf.float32)
+    if scale is not None:
+        smallest /= tf.cast(scale, tf.float32)
+    sliced = [index for index, each in enumerate(gradients) if isinstance(each, tf.IndexedSlices)]
+    dense = [index for index in range(len(gradients)) if index not in sliced]
+    found = [_shares_of_slices(gradients[index], smallest[index])[None] for index in sliced]
+    if dense:
+        samples = [tf.cast(sample(gradients[index]), tf.float32) for index in dense]
+        sizes = [each.shape[0] for each in samples]
+        # Infinity is neither 0 nor small.
+        matrix = tf.stack(
+            [
+                tf.pad(each, [[0, max(sizes) - size]], constant_values=math.inf)
+                for each, size in zip(samples, sizes, strict=True)
+            ]
+        )
+        of_sizes = np.maximum(sizes, 1).astype(np.float32)
+        found.append(_shares(matrix, tf.gather(smallest, dense)[:, None], of_sizes))
+    return tf.gather(tf.concat(found, 0), np.argsort(sliced + dense))
+
+
+def _shares(values: Any, limit: Any, size: Any) -> Any:
+    """Shares of zeros and of other values below a limit, along the last axis of that size."""
+    import tensorflow as tf
+
+    absolute = tf.abs(values)
+    is_zero = absolute == 0.0
+    is_small = tf.logical_and(absolute < limit, tf.logical_not(is_zero))
+    # 1 − 0 is exact where a quotient need not be.
+    num_zeros, num_small = (
+        tf.reduce_sum(tf.cast(which, tf.float32), -1) for which in (is_zero, is_small)
+    )
+    return tf.stack([1.0 - (size - num_zeros) / size, num_small / size], -1)
+
+
+def _shares_of_slices(slices: Any, limit: Any) -> Any:
+    import tensorflow as tf
+
+    # Rows that were not looked up have no gradient.
+    ones = tf.ones_like(slices.indices, tf.float32)
+    looked_up = tf.math.unsorted_segment_max(ones, slices.indices, slices.dense_shape[0])
+    num_rows = tf.cast(slices.dense_shape[0], tf.float32)
+    share_of_rows = tf.reduce_sum(tf.maximum(looked_up, 0.0)) / num_rows
+    values = tf.reshape(tf.cast(slices.values, tf.float32), [-1])
+    shares = _shares(values, limit, tf.cast(tf.size(values), tf.float32))
+    return share_of_rows * shares + (1.0 - share_of_rows) * tf.constant([1.0, 0.0])
+
+
+def sample(values: Any) -> Any:
+    """At most 4,096 values, evenly spaced.
+
+    Their distance has no factor in common with the number of values, so that they come from all
+    channels alike.
+
+    Args:
+      values: tensor of any static shape.
+
+    Returns:
+      Tensor of shape (values,).
+    """
+    import tensorflow as tf
+
+    flat = tf.reshape(values, [-1])
+    size = flat.shape[0]
+    distance = max(1, math.ceil(size / SAMPLE_SIZE))
+    while math.gcd(distance, size) > 1:
+        distance += 1
+    return flat[::distance]
 
 
 def smallest_normal(dtype: str) -> float:
