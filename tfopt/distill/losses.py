@@ -235,16 +235,23 @@ class RelationalTargets(DistillationLoss):
         return loss
 
 
-def logits_of(probabilities: Any) -> Any:
-    """Logits whose softmax are these probabilities.
+def logits_of(probabilities: Any, activation: str = "softmax") -> Any:
+    """Logits that softmax or sigmoid makes these probabilities of.
 
-    What a softmax rounded to 0 cannot be told: below 1e-7 all classes are alike, which a high
-    temperature shows.
+    What was rounded to 0 (of sigmoid, to 1 as well) cannot be told: nearer to it than 1e-7 all are
+    alike, which a high temperature shows.
+
+    Args:
+      probabilities: tensor of shape (examples, …, classes), float32 or float64.
+      activation: `softmax` or `sigmoid`.
     """
     import tensorflow as tf
 
     smallest = tf.constant(SMALLEST_PROBABILITY, probabilities.dtype)
-    return tf.math.log(tf.maximum(probabilities, smallest))
+    logits = tf.math.log(tf.maximum(probabilities, smallest))
+    if activation == "sigmoid":
+        logits -= tf.math.log(tf.maximum(1.0 - probabilities, smallest))
+    return logits
 
 
 def _positive(name: str, value: float) -> float:
