@@ -296,6 +296,30 @@ class TestTraining:
         assert table.zero_gradients["second"] == pytest.approx(3 / 4)
         assert callback.history.step.max() == 12
 
+    def test_gradients_that_tell_no_shape(self, framework):
+        keras = importlib.import_module(framework)
+
+        class ThroughPython(keras.Model):
+            def train_step(self, data):
+                x, y = data
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean((self(x, training=True) - y) ** 2)
+                variables = self.trainable_variables
+                gradients = [
+                    tf.numpy_function(lambda value: value, [gradient], gradient.dtype)
+                    for gradient in tape.gradient(loss, variables)
+                ]
+                self.optimizer.apply_gradients(list(zip(gradients, variables, strict=True)))
+                return {"loss": loss}
+
+        inputs = keras.Input((2,))
+        model = ThroughPython(inputs, keras.layers.Dense(3, name="only", use_bias=False)(inputs))
+        model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+        callback = tfopt.PrecisionWatch()
+        x = np.array([[1.0, 0.0]], np.float32)
+        model.fit(x, np.ones((1, 3), np.float32), verbose=0, callbacks=[callback])
+        assert callback.layers.zero_gradients.tolist() == [0.5]
+
     def test_double_precision(self, framework):
         keras = importlib.import_module(framework)
         inputs = keras.Input((2,), dtype="float64")

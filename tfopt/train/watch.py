@@ -350,7 +350,7 @@ class _Counts:
 
         scale = self._scale() if self._is_unscaled else None
         found = {
-            self._index[id(variable)]: gradient
+            self._index[id(variable)]: _of_known_shape(gradient, variable)
             for gradient, variable in zip(gradients, variables, strict=True)
             if gradient is not None and id(variable) in self._index
         }
@@ -456,6 +456,17 @@ def small_shares(gradients: Sequence[Any], limits: Sequence[float], scale: Any =
         of_sizes = np.maximum(sizes, 1).astype(np.float32)
         found.append(_shares(matrix, tf.gather(smallest, dense)[:, None], of_sizes))
     return tf.gather(tf.concat(found, 0), np.argsort(sliced + dense))
+
+
+def _of_known_shape(gradient: Any, variable: Any) -> Any:
+    """The gradient, with the shape of its variable where it tells none."""
+    import tensorflow as tf
+
+    if isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    gradient = tf.convert_to_tensor(gradient)
+    is_known = gradient.shape.is_fully_defined()
+    return gradient if is_known else tf.ensure_shape(gradient, variable.shape)
 
 
 def _shares(values: Any, limit: Any, size: Any) -> Any:
