@@ -14,7 +14,7 @@ if [[ ${1:-} == --tf2.17 ]]; then
   install .venv-tf2.17 "3.11 3.12" constraints-tf2.17.txt \
     --editable=. hypothesis pytest pytest-xdist scikit-learn tf_keras
   export TFOPT_TEST_WITHOUT=openvino
-  .venv-tf2.17/bin/python -m pytest -q "${parallel[@]}" tests/test_goldens.py tests/runtimes tests/train tests/distill "$@"
+  .venv-tf2.17/bin/python -m pytest -q "${parallel[@]}" tests/test_goldens.py tests/runtimes tests/train tests/distillation "$@"
   exit
 fi
 

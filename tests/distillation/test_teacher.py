@@ -6,8 +6,8 @@ import tensorflow as tf
 
 import tfopt
 from tests.train.models import FRAMEWORKS, IMAGES, conv
-from tfopt.distill.losses import logits_of
-from tfopt.distill.teacher import Teacher
+from tfopt.distillation.losses import logits_of
+from tfopt.distillation.teacher import Teacher
 
 each = pytest.mark.parametrize("framework", FRAMEWORKS)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfopt.distill import losses
+from tfopt.distillation import losses
 from tfopt.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -11,8 +11,8 @@ import numpy as np
 
 from tfopt import runtimes, source
 from tfopt.artifact import Artifact
-from tfopt.distill.losses import logits_of
-from tfopt.distill.taps import TappedModel, logits_under
+from tfopt.distillation.losses import logits_of
+from tfopt.distillation.taps import TappedModel, logits_under
 from tfopt.errors import InputError
 from tfopt.graph import SIGNATURE_KEY, describe_function, first_line, missing_signature
 from tfopt.runtimes.base import Session

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tfopt
 from tests.train.models import FRAMEWORKS, IMAGES, conv
-from tfopt.distill import taps
+from tfopt.distillation import taps
 
 NAMES = ["block3/conv1", "hidden", "block3"]
 
