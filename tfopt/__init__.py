@@ -22,6 +22,9 @@ _HOMES = {
     "Comparison": "tfopt.compare.comparison",
     "ConversionError": "tfopt.errors",
     "Diagnosis": "tfopt.measure.diagnosis",
+    "Distillation": "tfopt.distillation.distill",
+    "Distiller": "tfopt.distillation.distiller",
+    "FeaturePair": "tfopt.distillation.objective",
     "InputError": "tfopt.errors",
     "OptimizeCallback": "tfopt.callback",
     "PrecisionAdvice": "tfopt.train.recommendation",
@@ -30,14 +33,17 @@ _HOMES = {
     "Result": "tfopt.search.optimize",
     "ResultError": "tfopt.errors",
     "Session": "tfopt.runtimes.base",
+    "Teacher": "tfopt.distillation.teacher",
     "Training": "tfopt.train.fine_tune",
     "Variant": "tfopt.variant",
     "benchmark": "tfopt.api",
     "convert": "tfopt.api",
     "diagnose": "tfopt.api",
+    "distill": "tfopt.distillation.distill",
     "fine_tune": "tfopt.train.fine_tune",
     "inspect": "tfopt.inspection",
     "load": "tfopt.api",
+    "make_student": "tfopt.distillation.students",
     "optimize": "tfopt.search.optimize",
     "precision": "tfopt.train.precision",
     "profile_precision": "tfopt.train.profile",
@@ -54,6 +60,9 @@ __all__ = [
     "Comparison",
     "ConversionError",
     "Diagnosis",
+    "Distillation",
+    "Distiller",
+    "FeaturePair",
     "InputError",
     "OptimizeCallback",
     "PrecisionAdvice",
@@ -62,14 +71,17 @@ __all__ = [
     "Result",
     "ResultError",
     "Session",
+    "Teacher",
     "Training",
     "Variant",
     "benchmark",
     "convert",
     "diagnose",
+    "distill",
     "fine_tune",
     "inspect",
     "load",
+    "make_student",
     "optimize",
     "precision",
     "profile_precision",
@@ -85,6 +97,11 @@ if TYPE_CHECKING:
     from tfopt.artifact import Artifact
     from tfopt.callback import OptimizeCallback
     from tfopt.compare.comparison import Comparison
+    from tfopt.distillation.distill import Distillation, distill
+    from tfopt.distillation.distiller import Distiller
+    from tfopt.distillation.objective import FeaturePair
+    from tfopt.distillation.students import make_student
+    from tfopt.distillation.teacher import Teacher
     from tfopt.errors import ConversionError, InputError, ResultError
     from tfopt.inspection import inspect
     from tfopt.measure.diagnosis import Diagnosis

@@ -29,7 +29,7 @@ from absl import flags
 
 import tfopt
 from tfopt.measure import latency
-from tfopt.train import layer_times
+from tfopt.train import compiling, copies, layer_times
 
 _MODEL = flags.DEFINE_string("model", "resnet50", "A .keras file, resnet50 or mobilenet_v2.")
 _POLICY = flags.DEFINE_enum(
@@ -38,6 +38,9 @@ _POLICY = flags.DEFINE_enum(
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Examples in a step.", lower_bound=1)
 _JIT_COMPILE = flags.DEFINE_bool("jit_compile", False, "Compile steps with XLA.")
 _LAYERS = flags.DEFINE_bool("layers", True, "Also choose layers one by one.")
+_WHOLE = flags.DEFINE_bool(
+    "whole", False, "Also all layers in half precision, softmax and averages included."
+)
 _STEPS = flags.DEFINE_list("steps", ["inference", "training"], "Which of the two.")
 _CALLS = flags.DEFINE_integer(
     "calls", 1, "Steps in one timed call; several on a GPU, which runs behind.", lower_bound=1
@@ -127,6 +130,9 @@ def _measure(kind: str, model: Any, images: Any, labels: Any) -> list[dict[str, 
         )
         print(profile, flush=True)
         models["layers"] = tfopt.set_precision(model, profile.policy, profile.keep_float32)
+    if _WHOLE.value:
+        models["whole"] = copies.copy_with_policies(model, {}, _POLICY.value)
+        compiling.compile_like(model, models["whole"])
     if is_training:
         models["policy, watched"] = _watched(tfopt.set_precision(model, _POLICY.value))
     step = _training_step if is_training else _inference
@@ -158,6 +164,8 @@ def _measure(kind: str, model: Any, images: Any, labels: Any) -> list[dict[str, 
 
 def _judge(kind: str, name: str, speedup: float, timings: dict[str, latency.Timing]) -> str:
     """The target and whether it is met; variants have that of the policy."""
+    if name == "whole":
+        return ""
     if name == "policy" or name in _VARIANTS.value:
         target = (_TARGET_TRAINING if kind == "training" else _TARGET_INFERENCE).value
         return "" if target is None else f"{target} {reporting.met(speedup >= target)}"

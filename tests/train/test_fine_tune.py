@@ -1,7 +1,9 @@
+import contextlib
 import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -14,7 +16,7 @@ import pytest
 
 import tfopt
 from tests.train.models import FRAMEWORKS, IMAGES, LABELS, compile_, conv, policies
-from tfopt.train import fine_tune as module
+from tfopt.train import several_workers
 
 DATA = {"x_train": IMAGES, "y_train": LABELS, "x_test": IMAGES[:8], "y_test": LABELS[:8]}
 QUIET = {"quiet": True, "batch_size": 8}
@@ -478,13 +480,13 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import {framework} as keras, tfopt
 from tests.train.test_fine_tune import DATA
-from tfopt.train import fine_tune
+from tfopt.train import several_workers
 model = keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Flatten(),
                           keras.layers.Dense(8), keras.layers.Dense(4)])
 model.compile(keras.optimizers.SGD(1e-3), "mse")
 model.save("model.keras")
 for devices in (1, 2):
-    fine_tune._strategy = lambda path: (
+    several_workers.strategy = lambda: (
         tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if devices == 2 else None)
     data = dict(DATA, y_train=np.ones((32, 4)), y_test=np.ones((8, 4)))
     result = tfopt.fine_tune("model.keras", data, f"out{{devices}}", epochs=2, batch_size=8,
@@ -507,58 +509,170 @@ for devices in (1, 2):
         assert two[2] == precision.removeprefix("mixed_")
 
 
-def test_several_workers(tmp_path):
-    """tf_keras trains on two workers; both end with the same weights."""
-    import socket
+WORKER = """
+import json, os, signal, sys
+import {framework} as keras
+from tfopt.commands import main
 
-    with socket.socket() as first, socket.socket() as second:
-        for item in (first, second):
+class Killed(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2 and json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if "--resume" not in sys.argv:
+    fit = keras.Model.fit
+    keras.Model.fit = lambda self, *args, callbacks, **kwargs: fit(
+        self, *args, callbacks=[*callbacks, Killed()], **kwargs)
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def start_workers(script, *flags, num=2):
+    """Runs a script in several processes, which `TF_CONFIG` joins."""
+    with contextlib.ExitStack() as stack:
+        places = [stack.enter_context(socket.socket()) for _ in range(num)]
+        for item in places:
             item.bind(("localhost", 0))
-        workers = [f"localhost:{item.getsockname()[1]}" for item in (first, second)]
-    model = compile_(conv("tf_keras"), "tf_keras")
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "data.npz", x=IMAGES, y=LABELS)
-    command = [
-        sys.executable, "-m", "tfopt", "train", f"--model={tmp_path / 'model.keras'}",
-        f"--data={tmp_path / 'data.npz'}", f"--output_dir={tmp_path / 'out'}",
-        "--precision=mixed_bfloat16", "--batch_size=8",
-    ]  # fmt: skip
-    running = [
+        workers = [f"localhost:{item.getsockname()[1]}" for item in places]
+    cluster = {"worker": workers}
+    return [
         subprocess.Popen(
-            command,
+            [sys.executable, "-c", script, *flags],
             env={
                 **os.environ,
                 "TF_CONFIG": json.dumps(
-                    {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+                    {"cluster": cluster, "task": {"type": "worker", "index": index}}
                 ),
             },
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for index in range(2)
+        for index in range(num)
     ]  # fmt: skip
+
+
+def wait_for(running, *expected):
+    """Waits for processes, whose statuses have to be the expected ones; their outputs."""
     try:
         texts = [process.communicate(timeout=240)[0] for process in running]
     finally:
         for process in running:
             process.send_signal(signal.SIGKILL)
-    assert [process.returncode for process in running] == [0, 0], texts
-    weights = [
-        load("tf_keras", tmp_path / folder / "model.keras").get_weights()
-        for folder in ("out", "out-worker-1")
-    ]
-    for one, other in zip(*weights, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
-    assert not np.array_equal(weights[0][0], model.get_weights()[0])
+    assert [process.returncode for process in running] == [*expected], texts
+    return texts
 
 
-def test_several_workers_with_keras_3_are_refused(tmp_path, monkeypatch):
-    compile_(conv("keras"), "keras").save(tmp_path / "model.keras")
-    cluster = {"worker": ["localhost:1", "localhost:2"]}
-    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"index": 0}}))
-    with pytest.raises(tfopt.InputError, match=r"TF_CONFIG names 2 workers.*Keras 3 model"):
-        tfopt.fine_tune(tmp_path / "model.keras", DATA, tmp_path / "out")
+@pytest.fixture
+def dense_file(framework, tmp_path):
+    """A model without batch normalisation, whose statistics would be those of one worker's part."""
+    fw = importlib.import_module(framework)
+    fw.utils.set_random_seed(0)
+    new = fw.layers
+    model = fw.Sequential(
+        [new.Input((8, 8, 3)), new.Flatten(), new.Dense(8, activation="relu"), new.Dense(4)]
+    )
+    loss = fw.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = fw.optimizers.SGD(1e-2, momentum=0.9)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    model.save(tmp_path / "dense.keras")
+    return tmp_path / "dense.keras"
 
 
-def test_one_gpu_needs_no_strategy(tmp_path):
-    compile_(conv("keras"), "keras").save(tmp_path / "model.keras")
-    assert module._strategy(tmp_path / "model.keras") is None
+def test_several_workers(framework, dense_file, tmp_path):
+    """Two workers of which one is killed, resumed, against one process."""
+    np.savez(tmp_path / "data.npz", **DATA)
+    flags = [f"--model={dense_file}", f"--data={tmp_path / 'data.npz'}", "--batch_size=8",
+             f"--output_dir={tmp_path / 'out'}", "--epochs=3"]  # fmt: skip
+    script = WORKER.format(framework=framework)
+    left = wait_for(start_workers(script, *flags), 1, -signal.SIGKILL)[0]
+    assert "Another worker ended or cannot be reached" in left
+    assert "Traceback" not in left
+    assert len(pd.read_csv(tmp_path / "out" / "history.csv")) == 2
+    wait_for(start_workers(script, *flags, "--resume"), 0, 0)
+    for epochs in (2, 3):
+        expected = tfopt.fine_tune(
+            dense_file, DATA, tmp_path / "alone", epochs=epochs, resume=epochs > 2, **QUIET
+        )
+    for folder in (tmp_path / "out", tmp_path / "out-worker-1"):
+        history = pd.read_csv(folder / "history.csv")
+        assert list(history.epoch) == [1, 2, 3]
+        for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            assert list(history[name]) == pytest.approx(expected.history[name], rel=1e-4)
+        weights = load(framework, folder / "model.keras").get_weights()
+        for one, other in zip(expected.model.get_weights(), weights, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_are_those_of_all_workers(framework, tmp_path):
+    """Moving means of the inputs, which do not depend on weights, against one process."""
+    fw = importlib.import_module(framework)
+    norm = fw.layers.BatchNormalization(momentum=0.5)
+    model = fw.Sequential([fw.layers.Input((8, 8, 3)), norm, fw.layers.Flatten()])
+    model.add(fw.layers.Dense(4, activation="softmax"))
+    model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", **DATA)
+    flags = [f"--model={tmp_path / 'model.keras'}", f"--data={tmp_path / 'data.npz'}",
+             "--batch_size=8", f"--output_dir={tmp_path / 'out'}"]  # fmt: skip
+    wait_for(start_workers(WORKER.format(framework=framework), *flags), 0, 0)
+    tfopt.fine_tune(tmp_path / "model.keras", DATA, tmp_path / "alone", **QUIET)
+    alone, first, second = (
+        np.asarray(load(framework, tmp_path / folder / "model.keras").layers[0].moving_mean)
+        for folder in ("alone", "out", "out-worker-1")
+    )
+    np.testing.assert_allclose(first, alone, rtol=1e-5)
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_several_workers_in_half_precision(framework, model_file, tmp_path, precision):
+    """With batch normalisation and loss scaling; all end with the same weights."""
+    np.savez(tmp_path / "data.npz", x=IMAGES, y=LABELS)
+    flags = [f"--model={model_file}", f"--data={tmp_path / 'data.npz'}", "--batch_size=8",
+             f"--output_dir={tmp_path / 'out'}", f"--precision={precision}"]  # fmt: skip
+    wait_for(start_workers(WORKER.format(framework=framework), *flags), 0, 0)
+    one, other = (
+        load(framework, tmp_path / folder / "model.keras") for folder in ("out", "out-worker-1")
+    )
+    for first, second in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-5)
+    assert policies(one)["hidden"] == precision
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert ("loss_scale" in history) == (precision == "mixed_float16")
+    assert (history.overflow_steps < 4).all()
+
+
+@pytest.mark.parametrize("framework", ["keras"], indirect=True)  # tf_keras has one for all
+def test_workers_that_go_on_from_different_epochs(framework, dense_file, tmp_path):
+    np.savez(tmp_path / "data.npz", **DATA)
+    out = tmp_path / "out"
+    for folder, epochs in ((out, 2), (tmp_path / "out-worker-1", 1)):
+        tfopt.fine_tune(dense_file, DATA, folder, epochs=epochs, **QUIET)
+    flags = [f"--model={dense_file}", f"--data={tmp_path / 'data.npz'}", "--batch_size=8",
+             f"--output_dir={out}", "--epochs=3", "--resume"]  # fmt: skip
+    for text in wait_for(start_workers(WORKER.format(framework=framework), *flags), 2, 2):
+        assert "The workers do not find the same backups (2, 1 epochs)" in text
+
+
+def test_steps_of_several_workers_that_xla_cannot_compile(framework, monkeypatch):
+    monkeypatch.setattr(several_workers, "is_of_several", lambda model: True)
+    model = conv(framework)
+    model.compile("sgd", "mse", jit_compile=True)
+    with pytest.raises(tfopt.InputError, match="XLA cannot compile the steps"):
+        several_workers.mend(model)
+
+
+def test_variables_that_tell_no_workers(monkeypatch, tmp_path):
+    monkeypatch.setenv("TF_CONFIG", "{worker")
+    with pytest.raises(tfopt.InputError, match="is no JSON"):
+        several_workers.own_folder(tmp_path)
+
+
+def test_one_worker_is_left_as_it_is(framework):
+    model = compile_(conv(framework), framework)
+    before = set(vars(model))
+    assert several_workers.mend(model) is model
+    assert set(vars(model)) == before
+
+
+def test_one_gpu_needs_no_strategy():
+    assert several_workers.strategy() is None

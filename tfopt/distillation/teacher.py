@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,7 @@ class Teacher:
       signature: which signature of a SavedModel.
 
     Attributes:
+      name: of the model, for messages.
       num_outputs: of the model.
       is_in_graph: whether it is TensorFlow all through, so that XLA can compile it.
 
@@ -84,9 +87,32 @@ class Teacher:
             )
         self.weight = float(weight)
         self._model = _open(model, features, signature)
+        self._features = tuple(features)
         self._preprocessing = preprocessing
         self._size = _image_size(self._model.shape) if input_size is None else input_size
         self.num_outputs, self.is_in_graph = self._model.num_outputs, self._model.is_in_graph
+        self.name = self._model.name
+
+    def tap(self, features: Sequence[str]) -> None:
+        """Taps these layers, too.
+
+        Raises:
+          InputError: when the model has no such layers.
+        """
+        names = tuple(dict.fromkeys([*self._features, *features]))
+        if names != self._features:
+            _check_untapped(self.name, () if self._model.keras is not None else features)
+            self._model = _keras(self._model.keras, names)
+            self._features = names
+
+    @property
+    def keras_model(self) -> Any:
+        """The model if it is Keras's, else None."""
+        return self._model.keras
+
+    def sha256(self) -> str:
+        """Of the files that it came from, or of a live model's weights."""
+        return self._model.sha256()
 
     def __call__(self, inputs: Any) -> Taught:
         """What it says about a batch, also in a `tf.function`.
@@ -137,7 +163,7 @@ class Teacher:
                     f"{1 - np.isfinite(values).mean():.1%} of its values; look at its "
                     "preprocessing and its weights."
                 )
-            found.append(_activation(values))
+            found.append(activation_of(values))
         return tuple(found)
 
     def logits(self, taught: Taught, activations: Sequence[str]) -> tuple[Any, ...]:
@@ -180,6 +206,8 @@ class _Model:
     num_outputs: int
     is_in_graph: bool
     run: Callable[[Any], tuple[Sequence[Any], Sequence[Any], dict[str, Any]]]
+    sha256: Callable[[], str]
+    keras: Any = None  # the model, if it is Keras's
 
 
 def _open(model: Any, features: Sequence[str], signature: str) -> _Model:
@@ -232,7 +260,17 @@ def _keras(model: Any, features: Sequence[str]) -> _Model:
     inputs = tf.nest.flatten(getattr(model, "inputs", None) or [])
     shape = tuple(inputs[0].shape) if len(inputs) == 1 else None
     num_outputs = len(tf.nest.flatten(getattr(model, "outputs", None) or [None]))
-    return _Model(f"Model {model.name!r}", shape, num_outputs, True, run)
+    name = f"Model {model.name!r}"
+    return _Model(name, shape, num_outputs, True, run, lambda: _hash(model), model)
+
+
+def _hash(model: Any) -> str:
+    """SHA-256 of a live model's weights; names and configurations change from run to run."""
+    digest = hashlib.sha256()
+    for weights in model.get_weights():
+        digest.update(f"{weights.dtype} {weights.shape} ".encode())
+        digest.update(np.ascontiguousarray(weights).tobytes())
+    return digest.hexdigest()
 
 
 def _saved_model(folder: Path, key: str) -> _Model:
@@ -249,7 +287,8 @@ def _saved_model(folder: Path, key: str) -> _Model:
         outputs = [made[name] for name in signature.output_names]
         return outputs, [None] * len(outputs), {}
 
-    return _Model(folder.name, _only_shape(signature), len(signature.outputs), True, run)
+    sha256 = functools.partial(source.hash_files, folder)
+    return _Model(folder.name, _only_shape(signature), len(signature.outputs), True, run, sha256)
 
 
 def _session(session: Session) -> _Model:
@@ -278,7 +317,8 @@ def _session(session: Session) -> _Model:
                 output.set_shape((None, *spec.shape[1:]))
         return outputs, [None] * len(outputs), {}
 
-    return _Model(name, _only_shape(signature), len(signature.outputs), False, run)
+    sha256 = functools.partial(source.hash_files, session.artifact.folder)
+    return _Model(name, _only_shape(signature), len(signature.outputs), False, run, sha256)
 
 
 def _in_batches(session: Session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -337,7 +377,8 @@ def _image_size(shape: tuple[int | None, ...] | None) -> tuple[int, int] | None:
     return None if height is None or width is None else (height, width)
 
 
-def _activation(values: np.ndarray) -> str:
+def activation_of(values: np.ndarray) -> str:
+    """What made outputs of shape (examples, …), by their values: linear, softmax or sigmoid."""
     if values.size == 0 or values.min() < 0 or values.max() > 1:
         return "linear"
     is_one = values.ndim > 1 and values.shape[-1] > 1

@@ -25,7 +25,8 @@ class TrainingData:
     """Arguments of `fit`.
 
     Attributes:
-      train: `x`, `y` and perhaps `sample_weight`, arrays; or `x` alone, which yields batches.
+      train: `x`, `y` and perhaps `sample_weight`, arrays (`x` alone where labels may be missing);
+        or `x`, which yields batches.
       validation: what `validation_data` takes, or None.
     """
 
@@ -35,7 +36,7 @@ class TrainingData:
     @property
     def is_batched(self) -> bool:
         """Whether batches are made already."""
-        return "y" not in self.train
+        return _yields_batches(self.train["x"])
 
     def some(self) -> tuple[Any, np.ndarray | Mapping[str, Any]]:
         """Inputs of a few examples, and labels of many.
@@ -65,8 +66,13 @@ def _first(inputs: Any) -> Any:
     return inputs[:2]
 
 
-def read(data: Any, model: Layer) -> TrainingData:
+def read(data: Any, model: Layer, needs_labels: bool = True) -> TrainingData:
     """Reads arrays into memory, and leaves data sets that yield batches as they are.
+
+    Args:
+      data: as `fine_tune` takes them.
+      model: which the inputs are for.
+      needs_labels: whether arrays without labels are refused.
 
     Raises:
       InputError: when there are none, they do not fit the model, have no labels, or never end.
@@ -89,8 +95,13 @@ def read(data: Any, model: Layer) -> TrainingData:
                 "tf.data.Dataset of (x, y, weight)."
             )
     signature = Signature("fit", _specs(model), ())
-    train, validation = (_arrays(part) for part in datasets.in_memory(data, signature))
+    parts = datasets.in_memory(data, signature)
+    train, validation = (_arrays(part, needs_labels) for part in parts)
     assert train is not None
+    if train[1] is None:
+        return TrainingData({"x": train[0]}, None)
+    if validation is not None and validation[1] is None:
+        validation = None
     if weights and len(weights["sample_weight"]) != len(train[1]):
         raise InputError(
             f"There are {len(weights['sample_weight'])} weights for {len(train[1])} examples; "
@@ -111,13 +122,16 @@ def _finite(data: Any) -> Any:
     return data
 
 
-def _arrays(chunk: Mapping[str, np.ndarray] | None) -> tuple[Any, np.ndarray] | None:
+def _arrays(
+    chunk: Mapping[str, np.ndarray] | None, needs_labels: bool
+) -> tuple[Any, np.ndarray | None] | None:
     if chunk is None:
         return None
     inputs = {name: array for name, array in chunk.items() if name != datasets.LABELS}
-    if datasets.LABELS not in chunk:
+    if needs_labels and datasets.LABELS not in chunk:
         raise InputError("The data have no labels; name them y, or y_train and y_test.")
-    return inputs if len(inputs) > 1 else next(iter(inputs.values())), chunk[datasets.LABELS]
+    found = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+    return found, chunk.get(datasets.LABELS)
 
 
 def _specs(model: Layer) -> tuple[TensorSpec, ...]:
@@ -199,13 +213,17 @@ def _activation(model: Layer, outputs: np.ndarray) -> str:
     return "sigmoid" if ((outputs >= 0) & (outputs <= 1)).all() else "linear"
 
 
-def check_labels(model: Layer, data: TrainingData) -> None:
+def check_labels(model: Layer, data: TrainingData, loss: Any) -> None:
     """Checks that numbers of classes are those of the outputs.
+
+    Args:
+      model: that is trained.
+      data: that it is trained on.
+      loss: as `compile` takes it.
 
     Raises:
       InputError: when some are below 0 or beyond.
     """
-    loss = model.loss
     name = getattr(loss, "name", None) or getattr(loss, "__name__", loss)
     if name != SPARSE or data.is_batched:
         return

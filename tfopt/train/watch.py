@@ -166,8 +166,13 @@ class PrecisionWatch(KerasCallback):
         self._counts.add(gradients, variables)
 
     def _with_scale(self, figures: dict[str, float]) -> dict[str, float]:
+        import tensorflow as tf
+
         scale = scale_variable(self.model.optimizer)
-        return figures if scale is None else {"loss_scale": float(np.asarray(scale)), **figures}
+        if scale is None:
+            return figures
+        # NumPy cannot read those that tf_keras distributes.
+        return {"loss_scale": float(tf.convert_to_tensor(scale)), **figures}
 
     def _look(self) -> None:
         if (counts := self._counts) is None:
