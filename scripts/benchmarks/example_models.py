@@ -99,3 +99,33 @@ def make_small(folder: pathlib.Path, npz: pathlib.Path, width: int = 16) -> None
     model.export(str(folder), format="tf_saved_model", verbose=False)
     images = np.random.default_rng(0).uniform(0, 1, (32, 32, 32, 3))
     np.savez(npz, image=images.astype(np.float32))
+
+
+def resnet20(momentum: float) -> Any:
+    """A network for CIFAR-10, untrained.
+
+    He et al. 2016, section 4.2, with n = 3 and projections where the size changes. `momentum` is
+    that of batch normalisation.
+    """
+    import keras
+    from keras import layers
+
+    def normalized(x: Any, filters: int, size: int, strides: int) -> Any:
+        x = layers.Conv2D(
+            filters, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal"
+        )(x)
+        return layers.BatchNormalization(momentum=momentum)(x)
+
+    image = keras.Input((32, 32, 3), name="image")
+    x = layers.Rescaling(1 / 128, -1)(image)
+    x = layers.ReLU()(normalized(x, 16, 3, 1))
+    for filters in (16, 32, 64):
+        for block in range(3):
+            strides = 2 if filters > 16 and block == 0 else 1
+            y = layers.ReLU()(normalized(x, filters, 3, strides))
+            y = normalized(y, filters, 3, 1)
+            if strides == 2:
+                x = normalized(x, filters, 1, 2)
+            x = layers.ReLU()(layers.Add()([x, y]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, layers.Dense(10, name="logits")(x))

@@ -24,6 +24,7 @@ import os
 import pathlib
 from typing import Any
 
+import example_models
 import numpy as np
 import reporting
 from absl import flags
@@ -109,7 +110,7 @@ class _Trainer:
         import keras
 
         self._num_steps = num_images // _BATCH_SIZE
-        model = _resnet20(_BN_MOMENTUM.value)
+        model = example_models.resnet20(_BN_MOMENTUM.value)
         model.compile(
             keras.optimizers.SGD(
                 keras.optimizers.schedules.CosineDecay(0.1, _EPOCHS.value * self._num_steps),
@@ -130,7 +131,7 @@ class _Trainer:
 
         keras.utils.set_random_seed(seed)
         model, rng = self._model, np.random.default_rng(seed)
-        model.set_weights(_resnet20(_BN_MOMENTUM.value).get_weights())
+        model.set_weights(example_models.resnet20(_BN_MOMENTUM.value).get_weights())
         for variable, value in zip(self._state, self._initial, strict=True):
             variable.assign(value)
         num_images = self._num_steps * _BATCH_SIZE
@@ -160,32 +161,6 @@ def _augmented(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     is_mirrored = rng.random(count) < 0.5
     columns[is_mirrored] = columns[is_mirrored, ::-1]
     return wide[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def _resnet20(momentum: float) -> Any:
-    """He et al. 2016, section 4.2, with n = 3 and projections where the size changes."""
-    import keras
-    from keras import layers
-
-    def normalized(x: Any, filters: int, size: int, strides: int) -> Any:
-        x = layers.Conv2D(
-            filters, size, strides, padding="same", use_bias=False, kernel_initializer="he_normal"
-        )(x)
-        return layers.BatchNormalization(momentum=momentum)(x)
-
-    image = keras.Input((32, 32, 3), name="image")
-    x = layers.Rescaling(1 / 128, -1)(image)
-    x = layers.ReLU()(normalized(x, 16, 3, 1))
-    for filters in (16, 32, 64):
-        for block in range(3):
-            strides = 2 if filters > 16 and block == 0 else 1
-            y = layers.ReLU()(normalized(x, filters, 3, strides))
-            y = normalized(y, filters, 3, 1)
-            if strides == 2:
-                x = normalized(x, filters, 1, 2)
-            x = layers.ReLU()(layers.Add()([x, y]))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(image, layers.Dense(10, name="logits")(x))
 
 
 def _runs(file: pathlib.Path) -> list[dict[str, Any]]:

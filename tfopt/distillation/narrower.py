@@ -108,9 +108,10 @@ class _Ties:
             if graph is not None:
                 if id(node.layer) not in self._seen:
                     self._collect(node.layer)
-                inner = tf.nest.flatten([graph.input, graph.output])
-                for tensor, other in zip(inner, node.inputs + node.outputs, strict=True):
-                    self._join(id(tensor), id(other))
+                for inner, outer in ((graph.input, node.inputs), (graph.output, node.outputs)):
+                    # Masks come after what they are for.
+                    for tensor, other in zip(tf.nest.flatten(inner), outer, strict=False):
+                        self._join(id(tensor), id(other))
             elif is_maker(node.layer):
                 for tensor in node.outputs:
                     self._join(id(node.layer), id(tensor))

@@ -112,9 +112,10 @@ class _Run:
 
         graph: Any = graph_of(model)
         old = tf.nest.flatten(graph.input)
+        # Shapes of masks come after those of what they are for.
         new = [
-            self._input(tensor, None if shapes is None else shape)
-            for tensor, shape in zip(old, shapes or old, strict=True)
+            self._input(tensor, None if shapes is None else shapes[index])
+            for index, tensor in enumerate(old)
         ]
         values = {
             id(tensor): made if before is None else before(made)

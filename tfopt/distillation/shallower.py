@@ -171,7 +171,7 @@ def _repetitions(row: Sequence[_Block]) -> list[_Block]:
 def _repeated_stages(nodes: Sequence[Node]) -> list[_Stage]:
     consumers = _consumers(nodes)
     stages: list[_Stage] = []
-    last: tuple[_Block, Node] | None = None
+    last: _Block | None = None
     for node in nodes:
         if len(node.inputs) != 1 or len(node.outputs) != 1 or not _has_sizes(node.layer):
             continue
@@ -185,13 +185,13 @@ def _repeated_stages(nodes: Sequence[Node]) -> list[_Stage]:
             tail.append(after[0])
         start, end = node.inputs[0], tail[-1].outputs[0]
         block = _Block(tuple(map(_description, tail)), {id(end): start}, start, end)
-        follows = last is not None and last[0].end is start and last[0].kind == block.kind
+        follows = last is not None and last.end is start and last.kind == block.kind
         if _shape(start) == _shape(end):
-            if follows and stages and stages[-1].blocks[-1] is last[0]:  # type: ignore[index]
+            if follows and stages and stages[-1].blocks[-1] is last:
                 stages[-1].blocks.append(block)
             else:
                 stages.append(_Stage([block], follows))
-        last = block, node
+        last = block
     return [stage for stage in stages if len(stage.blocks) + stage.has_lead > 1]
 
 

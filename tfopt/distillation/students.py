@@ -20,7 +20,7 @@ from tfopt.variant import Value, Variant
 KERAS_FILES = (".keras", ".h5")
 
 OTHERS = (
-    "give a name of keras.applications, a .keras or .h5 file, or a function (package.module:"
+    "a name of keras.applications, a .keras or .h5 file, or a function (package.module:"
     "function) as the student"
 )
 
@@ -73,8 +73,10 @@ def make_student(
     if ":" in text:
         return _called(_function(text), f"Student {text}")
     name, options = _parsed(text)
-    if isinstance(teacher, (str, Path)) and (name == "teacher" or Path(teacher).suffix):
-        teacher = _loaded(Path(teacher), custom_objects, "teacher")
+    if isinstance(teacher, (str, Path)):
+        is_keras = Path(teacher).suffix.lower() in KERAS_FILES
+        if is_keras or name == "teacher":
+            teacher = _loaded(Path(teacher), custom_objects, "teacher")
     if name == "teacher":
         return _smaller(text, options, teacher)
     return _named(text, name, options, teacher, input_shape, num_classes, framework)
@@ -100,26 +102,26 @@ def smaller(model: Layer, *, width: float = 1.0, depth: float = 1.0) -> Layer:
     if graph_of(model) is None:
         raise InputError(
             f"Model {model.name!r} is a subclass of keras.Model or not built, so that its layers "
-            f"cannot be put together anew; {OTHERS}."
+            f"cannot be put together anew; give {OTHERS}."
         )
-    bypassed = left_out(model, depth) if depth < 1 else {}
-    if depth < 1 and not bypassed:
-        raise InputError(
-            f"Model {model.name!r} has no residual blocks and no repeated layers of which a depth "
-            f"of {depth} would leave out any; give a lower depth, or {OTHERS[5:]}."
-        )
-    narrowing = Narrowing(model, width)
     try:
+        bypassed = left_out(model, depth) if depth < 1 else {}
+        narrowing = Narrowing(model, width)
         made = rebuilt(model, change=narrowing if width < 1 else None, bypassed=bypassed)
     except Exception as error:
         raise InputError(
-            f"Model {model.name!r} cannot be made smaller: {first_line(error)}; {OTHERS}."
+            f"Model {model.name!r} cannot be made smaller: {first_line(error)}; give {OTHERS}."
         ) from error
+    if depth < 1 and not bypassed:
+        raise InputError(
+            f"Model {model.name!r} has no residual blocks and no repeated layers of which a depth "
+            f"of {depth} would leave out any; give a lower depth, or {OTHERS}."
+        )
     if width < 1 and not narrowing.num_narrowed:
         raise InputError(
             f"Model {model.name!r} has no layer that a width of {width} would make narrower "
             "without changing its inputs or outputs; give a lower width, or "
-            f"{OTHERS[5:]}."
+            f"{OTHERS}."
         )
     _check_outputs(made, model)
     return made
@@ -129,7 +131,7 @@ def _smaller(text: str, options: dict[str, Value], teacher: Any) -> Layer:
     if not is_model(teacher):
         came = "there is none" if teacher is None else f"the teacher is a {type(teacher).__name__}"
         raise InputError(
-            f"Student {text!r} needs a Keras model as the teacher, and {came}; {OTHERS}."
+            f"Student {text!r} needs a Keras model as the teacher, and {came}; give {OTHERS}."
         )
     unknown = sorted(set(options) - {"width", "depth"})
     if unknown:
@@ -239,7 +241,7 @@ def _check_outputs(made: Layer, model: Layer) -> None:
     if new != old:
         raise InputError(
             f"Model {model.name!r} would give outputs of shapes {new} instead of {old} when it is "
-            f"made smaller; {OTHERS}."
+            f"made smaller; give {OTHERS}."
         )
 
 
