@@ -81,10 +81,8 @@ class Distilling(_Base):
         """Runs the student."""
         return self.student(_split(inputs)[0], training=training)
 
-    def compile(
-        self, optimizer: Any = "rmsprop", loss: Any = None, metrics: Any = None, **options: Any
-    ) -> None:
-        """As that of a Keras model; `loss` and `metrics` look at labels.
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **options: Any) -> None:
+        """As that of a Keras model; the loss and `metrics` look at labels.
 
         Without a loss the student learns from the teachers alone. The optimizer is wrapped for
         loss scaling when a layer of the student computes in float16.
@@ -92,7 +90,7 @@ class Distilling(_Base):
         optimizer = self._framework.optimizers.get(optimizer)
         is_float16 = policy_name(self.student) == "mixed_float16"
         optimizer = with_scaling(self._framework, optimizer, is_float16)
-        super().compile(optimizer, loss, metrics=metrics, **options)  # type: ignore[misc]
+        super().compile(optimizer, loss, **options)  # type: ignore[misc]
         self._label_losses = _loss_names(loss, self.output_names)
         self._asks_for_xla = options.get("jit_compile") is True
 
@@ -360,7 +358,7 @@ class Distiller(Distilling, keras.Model):
     """Trains a student on labels and on what teachers say, with `compile` and `fit`.
 
         distiller = tfopt.Distiller(student, ["wide.keras", "other_saved_model"])
-        distiller.compile("adam", SparseCategoricalCrossentropy(from_logits=True), ["accuracy"])
+        distiller.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
         distiller.fit(images, labels, epochs=50)
         distiller.student.save("student.keras")
 
