@@ -48,6 +48,7 @@ class Source:
       sha256: hash of the model's files (of weights and configuration for a live model).
       import_modules: modules with custom ops, imported before the model is loaded.
       notes: what a user should know about it, one sentence each.
+      origin: of a student: what it was distilled from, in a sentence.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Source:
     sha256: str
     import_modules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    origin: str | None = None
 
     @property
     def frozen_folder(self) -> Path:

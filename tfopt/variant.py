@@ -1,7 +1,8 @@
 """A variant is one precision on one runtime with its options; its name is its spec.
 
 `int8(calibration=entropy)@onnxruntime` reads: int8, calibrated by entropy, run by ONNX Runtime.
-Options are sorted, and the name parses back to the same variant.
+Options are sorted, and the name parses back to the same variant. `int8(student=width0.5)@litert`
+is int8 of a student that was distilled from the model, by the student's name.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import re
 from tfopt.errors import InputError
 
 Value = bool | int | float | str
+
+STUDENT = "student"  # spelled like an option, and of all precisions
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VALUE = re.compile(r"[A-Za-z0-9_.+-]+")
@@ -29,11 +32,13 @@ class Variant:
       precision: what happens to the numbers, for example `int8`.
       runtime: what executes, for example `litert`.
       options: sorted (name, value) pairs that differ from the precision's defaults.
+      student: name of the student that was distilled from the model; empty for the model itself.
     """
 
     precision: str
     runtime: str
     options: tuple[tuple[str, Value], ...] = ()
+    student: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", tuple(sorted(self.options)))
@@ -52,21 +57,26 @@ class Variant:
         if not _NAME.fullmatch(precision) or not _NAME.fullmatch(runtime):
             raise InputError(f"Not a variant: {text!r}; {_FORM}.")
         options: dict[str, Value] = {}
+        student = ""
         for item in (match["options"] or "").split(","):
             if not item.strip():
                 continue
             name, equals, value = (part.strip() for part in item.partition("="))
             if not equals or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise InputError(f"Not an option: {item.strip()!r} in {text!r}; {_FORM}.")
-            if name in options:
+            if name in options or (name == STUDENT and student):
                 raise InputError(f"Option {name!r} stands twice in {text!r}; give it once.")
-            options[name] = _parse_value(value)
-        return cls(precision, runtime, tuple(options.items()))
+            if name == STUDENT:
+                student = value
+            else:
+                options[name] = _parse_value(value)
+        return cls(precision, runtime, tuple(options.items()), student)
 
     @property
     def spec(self) -> str:
         """The name without the runtime, for example `int8(per_channel=False)`."""
-        options = ",".join(f"{name}={value}" for name, value in self.options)
+        given = [*self.options, *([(STUDENT, self.student)] if self.student else [])]
+        options = ",".join(f"{name}={value}" for name, value in sorted(given))
         return f"{self.precision}({options})" if options else self.precision
 
     @property

@@ -44,6 +44,22 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "output_name", None, "Output that the metric looks at, if several.", flag_values=values
     )
+    flags.DEFINE_string(
+        "distill",
+        None,
+        "Comma-separated students to distil from the model and to try like it: "
+        "teacher(width=0.5,depth=0.5), MobileNetV3Small, student.keras, package.module:function. "
+        "Needs arrays …_train and …_test.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("distill_epochs", 20, "Of their training.", flag_values=values)
+    flags.DEFINE_float(
+        "distill_alpha", 0.1, "Share of the labels' loss, 0 to 1.", flag_values=values
+    )
+    flags.DEFINE_float("distill_temperature", 4.0, "Of soft targets.", flag_values=values)
+    flags.DEFINE_integer(
+        "distill_batch_size", 64, "Examples in a training step.", flag_values=values
+    )
     flags.DEFINE_bool("resume", False, "Go on with --output_dir.", flag_values=values)
     flags.DEFINE_bool(
         "overwrite", False, "Delete what an earlier search left there.", flag_values=values
@@ -81,6 +97,11 @@ def run(values: flags.FlagValues) -> int:
         interval_width=values.interval_width,
         num_calibration=values.num_calibration,
         limits=_flags.limits(values),
+        distill=() if values.distill is None else variant.split(values.distill),
+        distill_epochs=values.distill_epochs,
+        distill_alpha=values.distill_alpha,
+        distill_temperature=values.distill_temperature,
+        distill_batch_size=values.distill_batch_size,
         **_flags.source_options(values),
     )
     print(result.comparison.to_text())

@@ -68,6 +68,11 @@ def expand(texts: Iterable[str]) -> list[Variant]:
     for text in texts:
         if "*" not in text:
             variant = Variant.parse(text)
+            if variant.student:
+                raise InputError(
+                    f"{variant} is of a student, which a search distils itself; name students "
+                    "with --distill, and variants without."
+                )
             found[get(variant.runtime).canonical(variant)] = None
             continue
         precision, at, runtime = text.partition("@")

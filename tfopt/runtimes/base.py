@@ -327,7 +327,7 @@ class Runtime(abc.ABC):
     def parent(self, variant: Variant) -> Variant | None:
         """The variant that this one is converted from, None when that is the source."""
         parent = self.precision_of(variant).parent
-        return None if parent is None else Variant(parent, self.name)
+        return None if parent is None else Variant(parent, self.name, student=variant.student)
 
     def convert(self, variant: Variant, conversion: Conversion) -> None:
         """Writes the model files of a variant into `conversion.folder`.

@@ -150,7 +150,7 @@ class OpenVino(Runtime):
 
     def parent(self, variant: Variant) -> Variant | None:  # noqa: D102
         if variant.precision == "int8" and variant.options:
-            return Variant("int8", self.name)
+            return Variant("int8", self.name, student=variant.student)
         return super().parent(variant)
 
     @precision("float32", kinds=KINDS)

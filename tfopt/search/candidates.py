@@ -26,15 +26,20 @@ class Plan:
     skipped: dict[Variant, str]
 
     @property
+    def variants(self) -> tuple[Variant, ...]:
+        """All that is tried or left out, in order."""
+        return self.baselines + self.candidates + tuple(self.skipped)
+
+    def of_student(self, name: str) -> tuple[Variant, ...]:
+        """What is tried of a student: unchanged, and in all ways in which the source is tried."""
+        tried = (*self.baselines, *self.candidates)
+        return tuple(dataclasses.replace(variant, student=name) for variant in tried)
+
+    @property
     def unsuited(self) -> dict[Variant, str]:
         """Candidates that this machine is not made for, with the reason."""
         found = {variant: _unsuited(variant) for variant in self.candidates}
         return {variant: reason for variant, reason in found.items() if reason}
-
-    @property
-    def variants(self) -> tuple[Variant, ...]:
-        """All rows of the table, in order."""
-        return self.baselines + self.candidates + tuple(self.skipped)
 
 
 def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CONTENTS = Contents(
     "artifacts", "best", "data", "diagnoses", "evaluations", "logs", "source", "source_export",
-    "timings", LEDGER, "results.csv", "results.json", "report.html",
+    "students", "timings", LEDGER, "results.csv", "results.json", "report.html",
     # A search that ended before its ledger began leaves logs behind.
     state=LEDGER, marks=(LEDGER, "logs/convert.log"),
 )  # fmt: skip
@@ -111,7 +111,7 @@ def optimize(
     if unknown:
         valid = ", ".join(field.name for field in dataclasses.fields(Options))
         raise InputError(f"Unknown option {', '.join(unknown)}; the options are: {valid}.")
-    for name in ("variants", "import_modules"):
+    for name in ("variants", "import_modules", "distill"):
         if options.get(name) is not None:
             options[name] = tuple(options[name])
     chosen = Options(**options)

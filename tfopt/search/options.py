@@ -10,6 +10,7 @@ from tfopt.errors import InputError
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.isolation import Limits
 from tfopt.measure import accuracy, latency
+from tfopt.search import students
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Options:
       interval_width: of a speed-up's 95 % interval, as a share of it; a timing ends when it is
         as narrow as that.
       limits: for each conversion and each measurement.
+      distill: students to distil from the model and to try like it; see `make_student`.
+      distill_epochs: of their training.
+      distill_alpha: share of the labels' loss; see `tfopt.Distiller`.
+      distill_temperature: of soft targets.
+      distill_batch_size: examples in a step.
     """
 
     variants: tuple[str, ...] | None = None
@@ -46,14 +52,22 @@ class Options:
     max_timing_s: float = latency.MAX_S
     interval_width: float = latency.INTERVAL_WIDTH
     limits: Limits = dataclasses.field(default_factory=Limits)
+    distill: tuple[str, ...] = ()
+    distill_epochs: int = 20
+    distill_alpha: float = 0.1
+    distill_temperature: float = 4.0
+    distill_batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_threads", "num_calibration"):
+        for name in (
+            "batch_size", "num_threads", "num_calibration", "distill_epochs", "distill_batch_size"
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} is {value!r}; expected a whole number of at least 1.")
         latency.check_limits(self.max_timing_s, self.interval_width)
         if self.variants is not None:
             runtimes.expand(self.variants)
+        students.names(self.distill)
         if self.metric is not None:
             accuracy.find_metric(self.metric)

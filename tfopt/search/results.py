@@ -43,7 +43,7 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
         artifact = run.open(variant)
         notes += artifact.notes
         values |= {
-            "parent": str(artifact.parent or "source"),
+            "parent": str(artifact.parent or _root(variant)),
             "size_bytes": artifact.size_bytes,
             "compressed_bytes": artifact.compressed_bytes,
         }
@@ -71,10 +71,15 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
     }
 
 
+def _root(variant: Variant) -> str:
+    """What a variant without a parent was converted from."""
+    return f"student {variant.student}" if variant.student else "source"
+
+
 def clearly_worse(run: Run) -> list[Variant]:
     """Variants that lost accuracy beyond doubt (95 %), the fastest first."""
     speedups = {}
-    for variant in run.plan.candidates:
+    for variant in run.plan.candidates:  # not of students, whose statistics are new
         timed = run.timed(variant)
         if timed is None or run.failure(variant) is not None:
             continue
@@ -149,7 +154,7 @@ def _accuracy_drop(baseline: Path, candidate: Path) -> statistics.Interval:
 
 def write(run: Run, chosen: str | None = None) -> Comparison:
     """Writes `results.csv`, `results.json` and `report.html` and returns what is in them."""
-    rows = [row(run, variant) for variant in run.plan.variants]
+    rows = [row(run, variant) for variant in run.variants]
     for values in rows:
         values["chosen"] = values["variant"] == chosen
     details: dict[str, Any] = {
@@ -168,6 +173,7 @@ def write(run: Run, chosen: str | None = None) -> Comparison:
         "data": run.dataset.describe(),
         "environment": environment.describe(),
         "command": run.command,
+        "students": {name: source.origin for name, source in run.students.items()},
         "seconds": _seconds(run),
     }
     gain = (run.ledger.get("reestimate") or {"gain": None})["gain"]
@@ -198,6 +204,9 @@ def _summarize(rows: Sequence[dict[str, Any]], details: dict[str, Any], budget: 
         f"budget: {chosen['median_ms']:.3g} ms at batch size {chosen['batch_size']} with "
         f"{chosen['num_threads']} threads."
     ]
+    student = Variant.parse(chosen["variant"]).student
+    if student:
+        parts.append(details["students"][student])
     others = [name for name in details["finalists"] if name != chosen["variant"]]
     if others:
         parts.append(f"It won a final run side by side with {', '.join(others)}.")

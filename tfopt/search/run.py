@@ -33,6 +33,7 @@ class Run:
       num_threads: of every runtime.
       seed: of the order of timings.
       command: what does the same from a shell, if that is possible.
+      students: sources of the students that were distilled from the model, by name.
     """
 
     folder: Path
@@ -47,6 +48,26 @@ class Run:
     num_threads: int
     seed: int
     command: str | None = None
+    students: dict[str, Source] = dataclasses.field(default_factory=dict)
+
+    @property
+    def candidates(self) -> tuple[Variant, ...]:
+        """What is tried besides the unchanged model; of a student that failed one variant."""
+        found = list(self.plan.candidates)
+        for record in self.ledger.records():
+            if record["step"] == "distill":
+                variants = self.plan.of_student(record["variant"])
+                found += variants if record["reason"] is None else variants[:1]
+        return tuple(found)
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """All rows of the table, in order."""
+        return self.plan.baselines + self.candidates + tuple(self.plan.skipped)
+
+    def source_of(self, variant: Variant) -> Source:
+        """What a variant is converted from: the model, or a student of it."""
+        return self.students[variant.student] if variant.student else self.source
 
     @property
     def as_saved(self) -> Variant:
@@ -86,6 +107,9 @@ class Run:
 
     def failure(self, variant: Variant) -> str | None:
         """Why a variant failed, or None."""
+        record = self.ledger.get("distill", variant.student) if variant.student else None
+        if record is not None and record["reason"] is not None:
+            return f"There is no such student: {record['reason']}"
         for step in (*steps.parents_of(variant), variant):
             record = self.ledger.get("convert", step)
             if record is not None and record["reason"] is not None:

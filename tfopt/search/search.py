@@ -22,7 +22,7 @@ from tfopt.isolation import Worker
 from tfopt.measure import accuracy, environment, latency
 from tfopt.measure.accuracy import Evaluation
 from tfopt.progress import Progress, duration
-from tfopt.search import interrupts, reestimation, results, steps
+from tfopt.search import interrupts, reestimation, results, steps, students
 from tfopt.search.budget import Budget
 from tfopt.search.candidates import plan
 from tfopt.search.ledger import Ledger
@@ -118,6 +118,8 @@ class Search:
             for variant in run.plan.candidates:
                 self._try(run, variant)
                 results.write(run)
+            for text in self.options.distill:
+                self._distill(run, model, data, text)
             self._reestimate(run, model)
             self.converter.close()
             self._cold_starts(run)
@@ -295,7 +297,7 @@ class Search:
                 try:
                     self.converter.call(
                         "tfopt.search.steps:convert",
-                        run.source,
+                        run.source_of(variant),
                         variant,
                         folder,
                         None if parent is None else run.artifact_folder(parent),
@@ -352,7 +354,7 @@ class Search:
             return
         reference_folder = None
         runtime = runtimes.get(variant.runtime)
-        reference = Variant("float32", variant.runtime)
+        reference = Variant("float32", variant.runtime, student=variant.student)
         if runtime.precision_of(variant).is_calibrated and "float32" in runtime.precisions:
             self._convert(run, reference)
             if run.failure(reference) is None:
@@ -373,6 +375,58 @@ class Search:
             except ConversionError as error:
                 note = f"What happens inside could not be seen: {error}"
         run.ledger.add("diagnose", variant, note=note, **clock)
+
+    def _distill(self, run: Run, model: Any, data: Any, text: str) -> None:
+        """Distils a student from the model, unless that was done, and tries what is made of it."""
+        name = students.name_of(text)
+        folder = self.folder / "students" / name
+        if (record := run.ledger.get("distill", name)) is None:
+            reason = None
+            self.progress.say(f"Distilling student {name} ({text}) …")
+            with self._clock() as clock, self._training_worker() as worker:
+                try:
+                    options = students.Training(
+                        text,
+                        self.options.distill_epochs,
+                        self.options.distill_alpha,
+                        self.options.distill_temperature,
+                        self.options.distill_batch_size,
+                        run.seed,
+                        self.options.custom_objects,
+                    )
+                    examples = students.check_data(data)
+                    teacher = students.teacher_file(model, self.folder / "students")
+                    with students.told(self.progress, folder, self.options.distill_epochs):
+                        worker.call(
+                            "tfopt.search.students:train",
+                            teacher, run.source, examples, folder, options,
+                        )  # fmt: skip
+                except (ConversionError, InputError) as error:
+                    reason = str(error)
+            record = run.ledger.add("distill", name, reason=reason, **clock)
+        variants = run.plan.of_student(name)
+        if record["reason"] is not None:
+            self.progress.say(f"Student {name} failed: {record['reason']}")
+            results.write(run)
+            return
+        shutil.rmtree(folder / "source", ignore_errors=True)
+        origin = students.origin(text, run.source.name, self.options.distill_epochs)
+        run.students[name] = self.converter.call(
+            "tfopt.search.students:prepare",
+            folder, run.source, name, origin, self.options.custom_objects,
+        )  # fmt: skip
+        self.progress.start(len(variants))
+        for variant in variants:
+            self._try(run, variant)
+            results.write(run)
+
+    def _training_worker(self) -> Worker:
+        """A worker that may take as long as training takes."""
+        limits = dataclasses.replace(self.options.limits, timeout_s=float("inf"))
+        log = self.folder / "logs" / "distill.log"
+        worker = Worker(log, limits, self.options.import_modules, ("tensorflow",))
+        self._workers.append(worker)
+        return worker
 
     def _reestimate(self, run: Run, model: Any) -> None:
         """Tries whether new statistics of batch normalisation win accuracy back."""
@@ -502,7 +556,7 @@ class Search:
 
         This comes last and without the converter, so that few large processes live at a time.
         """
-        for variant in (*run.plan.baselines, *run.plan.candidates):
+        for variant in (*run.plan.baselines, *run.candidates):
             if run.failure(variant) is not None or run.ledger.get("cold_start", variant):
                 continue
             self.progress.say(f"Cold start of {variant} …")
@@ -526,7 +580,7 @@ class Search:
         record = run.ledger.get("final")
         if record is not None:
             return record["order"]
-        tried = (*run.plan.baselines, *run.plan.candidates)
+        tried = (*run.plan.baselines, *run.candidates)
         inside = [
             values
             for values in (results.row(run, variant) for variant in tried)

@@ -56,7 +56,7 @@ def convert(
         parent=parent,
         batch_size=size,
         calibration=calibration_batches(data, signature, size),
-        notes=[],
+        notes=[] if source.origin is None else [source.origin],
         signature=signature,
     )
     try:
