@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfopt import source as sources
 from tfopt.distillation.distiller import Distiller, first_inputs
 from tfopt.distillation.losses import (
     AttentionTransfer,
@@ -21,7 +22,7 @@ from tfopt.distillation.losses import (
     SquaredError,
 )
 from tfopt.distillation.objective import FeaturePair
-from tfopt.distillation.students import make_student
+from tfopt.distillation.students import KERAS_FILES, make_student
 from tfopt.distillation.teacher import Teacher
 from tfopt.distillation.views import Chain, CropAndFlip, Mixup, View
 from tfopt.errors import InputError
@@ -144,33 +145,37 @@ def distill(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name} is {value}; expected 1 or more.")
-    file = _check_output(Path(output), resume, overwrite)
+    paths = [
+        Path(each) for each in (*_as_list(teachers), student, data) if isinstance(each, (str, Path))
+    ]
+    file = _check_output(Path(output), paths, resume, overwrite)
     pairs, chosen_view = [_pair(each) for each in features], _view(view)
+    _check_num_views(chosen_view, num_views, cache)
     outputs_loss, temperature = _loss(loss, temperature)
     progress = Progress(quiet)
     strategy = several_workers.strategy()
     with contextlib.nullcontext() if strategy is None else strategy.scope():
-        taught_by = _teachers(teachers)
+        taught_by = _teachers(teachers, custom_objects)
         model = _student(student, taught_by, custom_objects, seed)
         if precision != "float32":
             model = set_precision(model, precision, keep_float32)
     identity = {
-        "teachers": [teacher.sha256() for teacher in taught_by],
-        "student": str(student) if isinstance(student, (str, Path)) else model.name,
+        "list of teachers": [teacher.sha256() for teacher in taught_by],
+        "student": _identity(student, model),
         "seed": seed,
     }
-    files = [*_as_list(teachers), student, data]
     run = ResumableFit(
         CONTENTS,
         file.with_suffix(""),
         identity,
-        inputs=[Path(each) for each in files if isinstance(each, (str, Path))],
+        inputs=paths,
         subject=f"Student {model.name!r}",
         resume=resume,
         overwrite=overwrite,
         progress=progress,
     )
     found = training_data.read(data, model, needs_labels=False)
+    examined = first_inputs(found.train["x"])[1]
     keras = framework_of(model)
     with contextlib.nullcontext() if strategy is None else strategy.scope():
         distiller: Any = Distiller(
@@ -186,35 +191,30 @@ def distill(
         options = _label_options(model, found)
         distiller.compile(keras.optimizers.Adam(rate), **options, jit_compile=jit_compile)
     several_workers.mend(distiller)
-    distiller.examine(first_inputs(found.train["x"])[1])
+    distiller.examine(examined)
     for note in distiller.notes:
         progress.say(note)
     run.claim()
-    x = found.train["x"]
-    arguments: dict[str, Any] = {"validation_data": found.validation}
+    arguments: dict[str, Any] = {**found.train, "validation_data": found.validation}
     if cache and (chosen_view is None or num_views is not None):
-        kept = distiller.cached(
-            x if found.is_batched else (x, found.train.get("y"), found.train.get("sample_weight")),
-            run.folder / CACHE,
-            batch_size=batch_size,
-            seed=seed,
-            num_views=num_views,
-        )
-        kept.fill(progress)
-        arguments["x"] = kept
-    else:
-        arguments |= found.train
-        if not found.is_batched:
-            arguments["batch_size"] = batch_size
+        options = {"batch_size": batch_size, "seed": seed, "num_views": num_views}
+        with run.before_fit():
+            kept = distiller.cached(_examples(found), run.folder / CACHE, **options)
+            kept.fill(progress)
+        arguments = {"x": kept, "validation_data": found.validation}
+    elif not found.is_batched:
+        arguments["batch_size"] = batch_size
     history = run.fit(distiller, arguments, epochs=epochs, seed=seed, learning_rate=learning_rate)
     if several_workers.is_first():
         distiller.save(file)
     return Distillation(file, run.folder, distiller.student, history, distiller.notes)
 
 
-def _check_output(file: Path, resume: bool, overwrite: bool) -> Path:
-    if file.suffix not in (".keras", ".h5"):
+def _check_output(file: Path, paths: Sequence[Path], resume: bool, overwrite: bool) -> Path:
+    if file.suffix not in (".keras", ".h5") or file.is_dir():
         raise InputError(f"The output is {file}; expected a .keras or .h5 file.")
+    if any(path.resolve() == file.resolve() for path in paths):
+        raise InputError(f"{file} is read, so it cannot be the output, too; name another --output.")
     if file.exists() and not (resume or overwrite):
         raise InputError(
             f"{file} is there already; give --overwrite to replace it, or another --output."
@@ -226,11 +226,44 @@ def _as_list(values: Any) -> list[Any]:
     return list(values) if isinstance(values, (list, tuple)) else [values]
 
 
-def _teachers(teachers: Any) -> list[Teacher]:
+def _check_num_views(view: View | None, num_views: int | None, cache: bool) -> None:
+    if num_views is None:
+        return
+    if view is None or not cache:
+        missing = "no view" if view is None else "no cache"
+        raise InputError(
+            f"num_views is {num_views}, the number of views that are kept, and there is {missing}; "
+            "give both, or leave num_views out."
+        )
+    if num_views < 1:
+        raise InputError(f"num_views is {num_views}; expected 1 or more.")
+
+
+def _teachers(teachers: Any, custom_objects: str | None) -> list[Teacher]:
     found = _as_list(teachers)
     if not found:
         raise InputError("There is no teacher; give one model, or several.")
-    return [each if isinstance(each, Teacher) else Teacher(each) for each in found]
+    made = []
+    for each in found:
+        if isinstance(each, (str, Path)) and Path(each).suffix.lower() in KERAS_FILES:
+            path = sources.check_path(each)
+            each = sources.load_keras_file(path, custom_objects, compile=False)
+        made.append(each if isinstance(each, Teacher) else Teacher(each))
+    return made
+
+
+def _identity(student: Any, model: Layer) -> str:
+    """What tells students apart: the hash of a file, a name, or the size of a live one."""
+    if isinstance(student, (str, Path)):
+        return sources.hash_files(Path(student)) if Path(student).exists() else str(student)
+    return f"{model.count_params()} parameters"
+
+
+def _examples(data: TrainingData) -> Any:
+    """What `cached` takes."""
+    if data.is_batched:
+        return data.train["x"]
+    return tuple(data.train.get(name) for name in ("x", "y", "sample_weight"))
 
 
 def _student(spec: Any, teachers: Sequence[Teacher], custom_objects: str | None, seed: int) -> Any:

@@ -65,6 +65,7 @@ class Distilling(_Base):
             mean(name=each) for each in OWN_LOSSES
         )
         self._total = mean(name="total_loss")
+        self._is_evaluating = False
         self.built = True
 
     @property
@@ -93,6 +94,9 @@ class Distilling(_Base):
         super().compile(optimizer, loss, **options)  # type: ignore[misc]
         self._label_losses = _loss_names(loss, self.output_names)
         self._asks_for_xla = options.get("jit_compile") is True
+        if self._framework is not keras:
+            # Figures are those of all workers already, and are not to be added up.
+            self.distribute_reduction_method = "first"
 
     def fit(self, x: Any = None, y: Any = None, **options: Any) -> Any:
         """As that of a Keras model; what does not fit is told before training starts.
@@ -163,7 +167,7 @@ class Distilling(_Base):
           batch_size: examples in a step.
           seed: of the order of examples, and of the views.
           num_views: of a `view` that is a `View`.
-          progress: a `tfopt.progress.Progress` that tells how far teachers are.
+          progress: a `tfopt.progress.Progress` that tells of the copying of a data set.
 
         Raises:
           InputError: when the folder holds a cache of something else, or the view is random by
@@ -197,6 +201,7 @@ class Distilling(_Base):
             seed=seed,
             view=view,
             num_views=num_views or 1,
+            progress=progress,
         )
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -226,11 +231,7 @@ class Distilling(_Base):
         else:
             self.optimizer.minimize(scaled, variables, tape=tape)
         self._track(loss, inputs, (of_labels, of_teachers, of_features))
-        logs = self._logs(truth, inputs, outputs, weights)
-        trackers = [self._of_teachers]
-        trackers += [self._of_labels] if truth.filled is not None and self._label_losses else []
-        trackers += [self._of_features] if self._objective.pairs else []
-        return logs | {tracker.name: tracker.result() for tracker in trackers}
+        return self._logs(truth, inputs, outputs, weights)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One step of `evaluate`: the student on labels, without teachers."""
@@ -241,6 +242,23 @@ class Distilling(_Base):
         loss = self._label_loss(truth, outputs, weights) + self._regularization()
         self._track(loss, inputs, ())
         return self._logs(truth, inputs, outputs, weights)
+
+    def evaluate(self, *args: Any, **options: Any) -> Any:
+        """As that of the student: its loss on labels, and metrics."""
+        self._is_evaluating = True
+        try:
+            return super().evaluate(*args, **options)  # type: ignore[misc]
+        finally:
+            self._is_evaluating = False
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Loss and metrics by name; both Kerases look here for what all replicas have together."""
+        found = dict(super().get_metrics_result())  # type: ignore[misc]
+        found["loss"] = found.pop(self._total.name)
+        hidden = set() if self._label_losses else {self._of_labels.name}
+        hidden |= set() if self._objective.pairs else {self._of_features.name}
+        hidden |= set(OWN_LOSSES) if self._is_evaluating else set()
+        return {name: value for name, value in found.items() if name not in hidden}
 
     def save(self, filepath: Any, *args: Any, **options: Any) -> None:
         """Saves the student alone, a plain Keras model."""
@@ -345,13 +363,13 @@ class Distilling(_Base):
             tracker.update_state(value * num_replicas, sample_weight=size)
 
     def _logs(self, truth: Truth, inputs: Any, outputs: Any, weights: Any) -> dict[str, Any]:
-        logs = {"loss": self._total.result()}
-        if truth.filled is not None:
-            marked = truth.masked(outputs, self.output_names)
-            found = self.compute_metrics(inputs, truth.filled, marked, weights)
-            own = {"loss", self._total.name, *OWN_LOSSES}
-            logs |= {name: value for name, value in found.items() if name not in own}
-        return logs
+        if truth.filled is None:
+            return {
+                "loss": self._total.result(),
+                self._of_teachers.name: self._of_teachers.result(),
+            }
+        marked = truth.masked(outputs, self.output_names)
+        return self.compute_metrics(inputs, truth.filled, marked, weights)
 
 
 class Distiller(Distilling, keras.Model):

@@ -82,10 +82,12 @@ def check_data(data: Any) -> Any:
     elif isinstance(data, (str, Path)) and Path(data).is_file():
         data = Path(data).absolute()
         found = list(NpzFile(data).keys())
-    if not any(name.endswith("_train") for name in found):
+    is_pair = isinstance(data, (tuple, list)) and all(isinstance(part, tuple) for part in data)
+    if not is_pair and not any(name.endswith("_train") for name in found):
         raise InputError(
             "A student needs examples that accuracy is not measured on, and the data have no "
-            "training part; give an .npz file or a dictionary with arrays …_train and …_test."
+            "training part; give an .npz file or a dictionary with arrays …_train and …_test, or "
+            "((x, y), (x, y)) of training and evaluation."
         )
     return data
 

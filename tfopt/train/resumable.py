@@ -87,6 +87,24 @@ class ResumableFit:
             text = json.dumps(self._identity, indent=2)
             (self.folder / STATE).write_text(f"{text}\n")
 
+    @contextlib.contextmanager
+    def before_fit(self) -> Iterator[None]:
+        """What is to be done once between `claim` and `fit`, and gone on with after an interrupt.
+
+        A first try that fails leaves nothing, so that the next need not overwrite.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._say_interrupted()
+            self._progress.close()
+            raise
+        except Exception:
+            self._progress.close()
+            if not self._resume:
+                self._contents.empty(self.folder)
+            raise
+
     def fit(
         self,
         network: Layer,
@@ -134,9 +152,7 @@ class ResumableFit:
                     verbose=0,
                 )
         except KeyboardInterrupt:
-            self._progress.say(
-                f"Interrupted; finished epochs are in {self.folder}, go on with --resume."
-            )
+            self._say_interrupted()
             raise
         except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
             raise ResultError(
@@ -155,6 +171,11 @@ class ResumableFit:
             )
             raise ResultError(f"Training was stopped. {problem}")
         return record.history()
+
+    def _say_interrupted(self) -> None:
+        self._progress.say(
+            f"Interrupted; what is finished is in {self.folder}, go on with --resume."
+        )
 
     def _check_kept(self, inputs: Sequence[Path]) -> None:
         """Checks that what is read does not lie in what is to be deleted."""
