@@ -147,7 +147,7 @@ def classifier(framework, units, seed=0):
 
 @pytest.mark.parametrize("are_left_out", [False, True])
 def test_a_student_learns_from_what_has_no_labels(framework, tmp_path, are_left_out):
-    """Against the same training on the few labels alone."""
+    """Against training on the few labels alone, for so long that more steps gain nothing."""
     (x, y), num_labels = digits(), 50
     teacher = classifier(framework, 128)
     teacher.fit(x[:900], y[:900], epochs=15, verbose=0)
