@@ -106,13 +106,16 @@ class TestCanonical:
 class TestDeclarations:
     def test_every_option_parses_back(self, runtime, precision):
         assert runtimes.expand([f"{precision.name}@{runtime.name}"])
-        for name, values in precision.options.items():
-            assert len(set(values)) == len(values) > 1
+        for name, declared in precision.options.items():
+            values = [declared.minimum, declared.minimum + 6]
+            if isinstance(declared, base.OneOf):
+                values = declared.values
+                assert len(set(values)) == len(values) > 1
             for value in values:
                 variant = Variant(precision.name, runtime.name, ((name, value),))
                 assert Variant.parse(str(variant)) == variant
                 assert runtimes.precision_of(variant) is precision
-                is_default = value == values[0]
+                is_default = value == declared.default
                 assert runtime.canonical(variant).options == (() if is_default else variant.options)
 
     def test_every_tried_set_is_declared_and_canonical(self, runtime, precision):

@@ -20,9 +20,7 @@ def run(values: flags.FlagValues) -> int:
         versions = ", ".join(f"{name} {version}" for name, version in runtime.versions().items())
         print(f"{runtime.name}: {f'not available, {reason}' if reason else versions}")
         for precision in runtime.precisions.values():
-            options = "; ".join(
-                f"{name}={'|'.join(map(str, values))}" for name, values in precision.options.items()
-            )
+            options = "; ".join(f"{name}: {values}" for name, values in precision.options.items())
             notes = [options] if options else []
             if precision.suitability and reason is None:
                 found = precision.suitability()

@@ -20,6 +20,7 @@ from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.measure.suitability import Suitability
 from tfopt.signature import Signature
+from tfopt.trt.spec import EngineOptions
 from tfopt.variant import Value, Variant
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Conversion:
       calibration: real examples, batches of `batch_size`; None without data.
       notes: sentences for the user; append to it.
       signature: of the result; change it when it differs from the source's.
+      engine: what the user said of TensorRT engines.
     """
 
     source: Source
@@ -49,6 +51,7 @@ class Conversion:
     calibration: Callable[[], Iterator[Arrays]] | None
     notes: list[str]
     signature: Signature
+    engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
 
     def calibration_batches(self) -> Iterator[Arrays]:
         """Real examples to calibrate with.
@@ -65,13 +68,54 @@ class Conversion:
 
 
 @dataclasses.dataclass(frozen=True)
+class WholeNumber:
+    """The values of an option that is a count.
+
+    Attributes:
+      default: what it is when not given; None leaves it to the runtime.
+      minimum: the smallest that makes sense.
+    """
+
+    default: int | None
+    minimum: int = 1
+
+    def accepts(self, value: Value) -> bool:
+        """Whether the value is one of them."""
+        return isinstance(value, int) and not isinstance(value, bool) and value >= self.minimum
+
+    def __str__(self) -> str:
+        default = "" if self.default is None else f", {self.default} by default"
+        return f"a whole number of at least {self.minimum}{default}"
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """The values of an option that are few; the first is the default."""
+
+    values: tuple[Value, ...]
+
+    @property
+    def default(self) -> Value:
+        """What it is when not given."""
+        return self.values[0]
+
+    def accepts(self, value: Value) -> bool:
+        """Whether the value is one of them."""
+        is_bool = isinstance(self.default, bool)
+        return value in self.values and isinstance(value, bool) == is_bool
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.values))}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Precision:
     """One precision of one runtime, as declared by the `precision` decorator.
 
     Attributes:
       name: for example `int8`.
       method: the runtime's method that converts.
-      options: allowed values of each option; the first is the default.
+      options: allowed values of each option.
       tried: option sets that a search tries.
       parent: the precision on the same runtime that this one starts from.
       kinds: the kinds of source that it takes.
@@ -84,7 +128,7 @@ class Precision:
 
     name: str
     method: str
-    options: Mapping[str, tuple[Value, ...]]
+    options: Mapping[str, OneOf | WholeNumber]
     tried: tuple[Mapping[str, Value], ...]
     parent: str | None
     kinds: tuple[str, ...]
@@ -97,7 +141,7 @@ class Precision:
 def precision(
     name: str,
     *,
-    options: Mapping[str, tuple[Value, ...]] | None = None,
+    options: Mapping[str, tuple[Value, ...] | WholeNumber] | None = None,
     tried: Iterable[Mapping[str, Value]] = ({},),
     parent: str | None = None,
     kinds: Iterable[str] = ("saved_model",),
@@ -106,11 +150,18 @@ def precision(
     is_batch_dependent: bool = False,
     suitability: Callable[[], Suitability] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Declares a method as a precision of its runtime; arguments as in `Precision`."""
+    """Declares a method as a precision of its runtime; arguments as in `Precision`.
+
+    Of an option with few values, they are given as a tuple, the default first.
+    """
+    declared = {
+        key: OneOf(values) if isinstance(values, tuple) else values
+        for key, values in (options or {}).items()
+    }
 
     def decorate(method: Callable[..., None]) -> Callable[..., None]:
         method.__dict__["precision"] = Precision(
-            name, method.__name__, dict(options or {}), tuple(tried), parent, tuple(kinds),
+            name, method.__name__, declared, tuple(tried), parent, tuple(kinds),
             is_calibrated, is_unchanged, is_batch_dependent, suitability,
         )  # fmt: skip
         return method
@@ -309,19 +360,16 @@ class Runtime(abc.ABC):
                 raise InputError(
                     f"Unknown option {name!r} in {variant}; {found.name}@{self.name} has: {valid}."
                 )
-            if value not in found.options[name] or isinstance(value, bool) != isinstance(
-                found.options[name][0], bool
-            ):
-                valid = ", ".join(map(str, found.options[name]))
-                raise InputError(f"Unknown value in {variant}: {name} is one of {valid}.")
+            if not found.options[name].accepts(value):
+                raise InputError(f"Unknown value in {variant}: {name} is {found.options[name]}.")
         return found
 
     def canonical(self, variant: Variant) -> Variant:
         """The variant without options that only repeat a default."""
-        defaults = {name: values[0] for name, values in self.precision_of(variant).options.items()}
+        declared = self.precision_of(variant).options
         return dataclasses.replace(
             variant,
-            options=tuple((name, v) for name, v in variant.options if v != defaults[name]),
+            options=tuple((name, v) for name, v in variant.options if v != declared[name].default),
         )
 
     def parent(self, variant: Variant) -> Variant | None:
@@ -341,6 +389,6 @@ class Runtime(abc.ABC):
                 f"{variant} cannot start from a .{conversion.source.kind} file; it needs "
                 f"{' or '.join(declared.kinds)}."
             )
-        options = {name: values[0] for name, values in declared.options.items()}
+        options = {name: values.default for name, values in declared.options.items()}
         options.update(variant.options)
         getattr(self, declared.method)(conversion, **options)

@@ -1,0 +1,1 @@
+"""TensorRT engines: what the runtimes `tf_trt` and `tensorrt` share."""
