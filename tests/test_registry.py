@@ -107,10 +107,11 @@ class TestDeclarations:
     def test_every_option_parses_back(self, runtime, precision):
         assert runtimes.expand([f"{precision.name}@{runtime.name}"])
         for name, declared in precision.options.items():
-            values = [declared.minimum, declared.minimum + 6]
             if isinstance(declared, base.OneOf):
                 values = declared.values
                 assert len(set(values)) == len(values) > 1
+            else:
+                values = (declared.minimum, declared.minimum + 6)
             for value in values:
                 variant = Variant(precision.name, runtime.name, ((name, value),))
                 assert Variant.parse(str(variant)) == variant
