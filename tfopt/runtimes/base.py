@@ -231,6 +231,22 @@ class Session(abc.ABC):
           InputError: when names, shapes or dtypes do not fit.
         """
 
+    def device_seconds(self, inputs: Arrays, num_runs: int) -> list[float] | None:
+        """Seconds of the GPU alone: inputs lie there already, outputs stay there.
+
+        By CUDA events around each run, where the runtime lets its stream be seen. `run` says what
+        a caller waits for; this says how much of that is the GPU's own work.
+
+        Args:
+          inputs: as `run` takes them.
+          num_runs: how many times are wanted; a few come before, uncounted.
+
+        Returns:
+          The times; None where nothing runs on a GPU, or the runtime does not tell.
+        """
+        del inputs, num_runs
+        return None
+
     @abc.abstractmethod
     def close(self) -> None:
         """Releases the model; the session cannot run after this."""
