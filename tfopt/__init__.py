@@ -24,12 +24,14 @@ _HOMES = {
     "Diagnosis": "tfopt.measure.diagnosis",
     "Distillation": "tfopt.distillation.distill",
     "Distiller": "tfopt.distillation.distiller",
+    "EngineOptions": "tfopt.trt.spec",
     "FeaturePair": "tfopt.distillation.objective",
     "InputError": "tfopt.errors",
     "OptimizeCallback": "tfopt.callback",
     "PrecisionAdvice": "tfopt.train.recommendation",
     "PrecisionProfile": "tfopt.train.profile",
     "PrecisionWatch": "tfopt.train.watch",
+    "Profile": "tfopt.trt.profiles",
     "Result": "tfopt.search.optimize",
     "ResultError": "tfopt.errors",
     "Session": "tfopt.runtimes.base",
@@ -47,6 +49,7 @@ _HOMES = {
     "optimize": "tfopt.search.optimize",
     "precision": "tfopt.train.precision",
     "profile_precision": "tfopt.train.profile",
+    "rebuild": "tfopt.api",
     "recommend_precision": "tfopt.train.recommendation",
     "reestimate_batchnorm": "tfopt.train.batchnorm",
     "runtimes": "tfopt.runtimes",
@@ -62,12 +65,14 @@ __all__ = [
     "Diagnosis",
     "Distillation",
     "Distiller",
+    "EngineOptions",
     "FeaturePair",
     "InputError",
     "OptimizeCallback",
     "PrecisionAdvice",
     "PrecisionProfile",
     "PrecisionWatch",
+    "Profile",
     "Result",
     "ResultError",
     "Session",
@@ -85,6 +90,7 @@ __all__ = [
     "optimize",
     "precision",
     "profile_precision",
+    "rebuild",
     "recommend_precision",
     "reestimate_batchnorm",
     "runtimes",
@@ -93,7 +99,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from tfopt import runtimes
-    from tfopt.api import benchmark, convert, diagnose, load
+    from tfopt.api import benchmark, convert, diagnose, load, rebuild
     from tfopt.artifact import Artifact
     from tfopt.callback import OptimizeCallback
     from tfopt.compare.comparison import Comparison
@@ -115,6 +121,8 @@ if TYPE_CHECKING:
     from tfopt.train.profile import PrecisionProfile, profile_precision
     from tfopt.train.recommendation import PrecisionAdvice, recommend_precision
     from tfopt.train.watch import PrecisionWatch
+    from tfopt.trt.profiles import Profile
+    from tfopt.trt.spec import EngineOptions
     from tfopt.variant import Variant
 
 

@@ -24,8 +24,9 @@ from tfopt.isolation import Limits, Worker
 from tfopt.measure import environment, latency
 from tfopt.measure.diagnosis import Diagnosis
 from tfopt.runtimes.base import Session
-from tfopt.search import results, steps
-from tfopt.search.remote import RemoteSession
+from tfopt.search import steps
+from tfopt.search.remote import RemoteSession, time_side_by_side
+from tfopt.trt.spec import EngineOptions
 from tfopt.variant import Variant
 
 
@@ -81,6 +82,7 @@ def convert(
     custom_objects: str | None = None,
     import_modules: Sequence[str] = (),
     num_calibration: int = datasets.NUM_CALIBRATION,
+    engine: EngineOptions | None = None,
     limits: Limits | None = None,
 ) -> Artifact:
     """Converts a model to one variant, in a child process.
@@ -96,10 +98,11 @@ def convert(
       custom_objects: module with the Keras layers and functions that the file needs.
       import_modules: modules that register TensorFlow custom ops.
       num_calibration: examples to calibrate with.
+      engine: shapes, layers in float32 and cache of TensorRT engines.
       limits: on time and memory.
 
     Raises:
-      InputError: for a wrong model, variant, data or folder.
+      InputError: for a wrong model, variant, data, folder, or shapes.
       ResultError: when the model cannot be converted; says why.
     """
     output_dir = Path(output_dir).absolute()
@@ -114,6 +117,11 @@ def convert(
     variant = runtime.canonical(variant)
     if reason := runtime.missing():
         raise InputError(f"{variant} cannot be made here: {reason}")
+    if engine is not None and not runtime.has_engines:
+        raise InputError(
+            f"{variant} has no TensorRT engines that shapes or layers could be named for; leave "
+            "them out, or convert for tf_trt or tensorrt."
+        )
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
@@ -151,6 +159,7 @@ def convert(
                     None if parent is None else folders[parent],
                     dataset,
                     batch_size,
+                    engine,
                 )
         folders[variant].rename(output_dir)
         return Artifact.open(output_dir)
@@ -158,6 +167,43 @@ def convert(
         raise ResultError(f"{variant} could not be made: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def rebuild(
+    artifact: str | Path, output_dir: str | Path, *, limits: Limits | None = None
+) -> Artifact:
+    """Builds the TensorRT engines of an artifact anew for this machine, in a child process.
+
+    Engines belong to one GPU model and one version of TensorRT. What they are built from, ranges
+    of int8 included, is in the artifact; neither the model nor data are needed.
+
+    Args:
+      artifact: folder that `tfopt.convert` or `tfopt.optimize` wrote, here or elsewhere.
+      output_dir: the new artifact's folder; must not be there yet.
+      limits: on time and memory.
+
+    Raises:
+      InputError: when the folder holds no artifact with engines, or its runtime is missing here.
+      ResultError: when the engines cannot be built here; says why.
+    """
+    opened, output_dir = Artifact.open(artifact), Path(output_dir).absolute()
+    if output_dir.exists():
+        raise InputError(f"{output_dir} exists already; nothing was overwritten, name another.")
+    runtime = runtimes.get(opened.variant.runtime)
+    if not runtime.has_engines:
+        raise InputError(
+            f"{opened.folder} is {opened.variant}, which runs on any machine as it is; only "
+            "TensorRT engines are built anew."
+        )
+    if reason := runtime.missing():
+        raise InputError(f"{opened.variant} cannot be built here: {reason}")
+    with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
+        try:
+            with Worker(Path(name, "rebuild.log"), limits) as worker:
+                folder = opened.folder.absolute()
+                return worker.call("tfopt.search.steps:rebuild", folder, output_dir)
+        except ConversionError as error:
+            raise ResultError(f"{opened.variant} could not be built anew: {error}") from error
 
 
 def diagnose(
@@ -327,7 +373,7 @@ def benchmark(
                         batch_size,
                         num_threads,
                     )
-                timings = latency.time_interleaved(
+                timed = time_side_by_side(
                     sessions,
                     seed=seed,
                     max_s=max_timing_s * max(1, len(sessions) - 1),
@@ -359,8 +405,9 @@ def benchmark(
             raise ResultError(f"The artifacts could not be timed: {error}") from error
         description = dataset.describe()
     rows = []
-    for artifact, timing in zip(opened, timings.values(), strict=True):
-        figures = results.timed(timings[names[0]], timing)
+    for artifact, name in zip(opened, names, strict=True):
+        figures = timed.figures(names[0], name)
+        is_alone = of_runtimes[artifact.variant.runtime] == 1
         rows.append(
             {
                 "model": artifact.source_sha256[:12],
@@ -374,10 +421,18 @@ def benchmark(
                 "throughput_per_s": batch_size / figures["median_ms"] * 1e3,
                 "size_bytes": artifact.size_bytes,
                 "compressed_bytes": artifact.compressed_bytes,
-                "reason": str(artifact.folder),
-                "timing": {"file": None, "key": str(artifact.folder)},
+                # Of a process with several models it is not known which holds what.
+                "gpu_memory_bytes": sessions[name].cold_start.gpu_memory_bytes
+                if is_alone
+                else None,
+                "reason": " ".join([name, *timed.notes[name]]),
+                "notes": timed.notes[name],
+                "timing": {"file": None, "key": name},
             }
         )
+    summary = [f"Speed-ups are against {opened[0].variant}, interleaved in one run."]
+    if timed.device_s:
+        summary.append("median_ms contains the copies to the GPU and back, device_ms does not.")
     details = {
         "model": "benchmark",
         "baseline": str(opened[0].variant),
@@ -385,7 +440,7 @@ def benchmark(
         "data": description,
         "environment": environment.describe(),
         "loads": loads,
-        "timings": {name: timing.to_json() for name, timing in timings.items()},
-        "summary": f"Speed-ups are against {opened[0].variant}, interleaved in one run.",
+        **timed.to_json(),
+        "summary": " ".join(summary),
     }
     return Comparison(tuple(rows), details)

@@ -150,6 +150,9 @@ class Worker:
                 start_new_session=True,
                 env={
                     "TF_CPP_MIN_LOG_LEVEL": "2",
+                    # TensorFlow takes all memory of a GPU when it starts, which leaves none for
+                    # the other workers; and what a model needs could not be told.
+                    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
                 },

@@ -21,6 +21,8 @@ from tfopt.variant import Variant
 
 BATCH_SIZE = 4
 LEFT_OUT = set(filter(None, os.environ.get("TFOPT_TEST_WITHOUT", "").split(",")))
+# What needs a GPU is tried where there is one and the libraries are there.
+LEFT_OUT |= {r.name for r in runtimes.all_runtimes() if r.has_engines and r.missing() is not None}
 TENSORFLOW = tuple(int(part) for part in environment.versions()["tensorflow"].split(".")[:2])
 VARIANTS = [variant for variant in runtimes.tried_variants() if variant.runtime not in LEFT_OUT]
 

@@ -79,6 +79,29 @@ def define_limits(values: flags.FlagValues) -> None:
     )
 
 
+def define_engine(values: flags.FlagValues) -> None:
+    """What belongs to TensorRT engines besides the variant's options."""
+    for end, what in (("min", "Smallest"), ("opt", "Best"), ("max", "Largest")):
+        flags.DEFINE_string(
+            f"{end}_shapes",
+            None,
+            f"{what} shapes of TensorRT engines, such as image:1x224x224x3; default: of the data.",
+            flag_values=values,
+        )
+    flags.DEFINE_list(
+        "float32_layers",
+        [],
+        "Layers that TensorRT keeps in float32, by name or pattern, such as '*/softmax'.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "engine_cache",
+        None,
+        "Folder that keeps TensorRT engines and kernel timings; default: ~/.cache/tfopt/tensorrt.",
+        flag_values=values,
+    )
+
+
 def require(values: flags.FlagValues, *names: str) -> None:
     """Checks that flags were given.
 
@@ -113,6 +136,29 @@ def source_options(values: flags.FlagValues) -> dict[str, Any]:
         "custom_objects": values.custom_objects,
         "import_modules": tuple(values.import_module),
     }
+
+
+def engine(values: flags.FlagValues) -> Any:
+    """The engine options that `define_engine` declares; None when nothing was said.
+
+    Raises:
+      InputError: when some of the three shapes are missing, or one is malformed.
+    """
+    from pathlib import Path
+
+    from tfopt.trt.profiles import Profile
+    from tfopt.trt.spec import EngineOptions
+
+    names = ("min_shapes", "opt_shapes", "max_shapes")
+    given = [values[name].value or "" for name in names]
+    if any(given) and not all(given):
+        missing = ", ".join(f"--{n}" for n, text in zip(names, given, strict=True) if not text)
+        raise InputError(f"Missing {missing}; the three shapes come together.")
+    profile = Profile.parse(*given) if all(given) else None
+    layers, cache = tuple(values.float32_layers), values.engine_cache
+    if profile is None and not layers and cache is None:
+        return None
+    return EngineOptions(profile, layers, None if cache is None else Path(cache))
 
 
 def limits(values: flags.FlagValues) -> Any:

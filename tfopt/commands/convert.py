@@ -1,7 +1,9 @@
 """Convert a model to one variant.
 
 For example: tfopt convert --model=saved_model --variant=int8@litert --data=data.npz
---output_dir=int8
+--output_dir=int8, or with TensorRT for batches of 1 to 64:
+tfopt convert --model=saved_model --variant='float16(shapes=dynamic)@tf_trt' --output_dir=engines
+--min_shapes=image:1x224x224x3 --opt_shapes=image:8x224x224x3 --max_shapes=image:64x224x224x3
 """
 
 from __future__ import annotations
@@ -20,22 +22,29 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output_dir", None, "New folder for the artifact.", flag_values=values)
     flags.DEFINE_integer("batch_size", 1, "For runtimes that need a fixed one.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Of the choice of examples.", flag_values=values)
+    _flags.define_engine(values)
 
 
 def run(values: flags.FlagValues) -> int:
     """Runs the command."""
     _flags.require(values, "model", "variant", "output_dir")
-    from tfopt.api import convert
+    return convert(values, values.variant)
+
+
+def convert(values: flags.FlagValues, variant: str) -> int:
+    """Converts to a variant and says what came of it."""
+    from tfopt import api
     from tfopt.compare.text import size
 
-    artifact = convert(
+    artifact = api.convert(
         values.model,
-        values.variant,
+        variant,
         values.output_dir,
         values.data,
         batch_size=values.batch_size,
         seed=values.seed,
         num_calibration=values.num_calibration,
+        engine=_flags.engine(values),
         limits=_flags.limits(values),
         **_flags.source_options(values),
     )

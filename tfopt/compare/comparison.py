@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "model", "variant", "parent", "batch_size", "num_threads", "status", "chosen", "median_ms",
-    "p90_ms", "p99_ms", "speedup", "speedup_low", "speedup_high", "verdict", "cold_start_ms",
-    "throughput_per_s", "size_bytes", "compressed_bytes", "peak_memory_bytes", "accuracy",
-    "accuracy_drop", "accuracy_drop_high", "agreement", "max_abs_error", "reason",
+    "p90_ms", "p99_ms", "device_ms", "speedup", "speedup_low", "speedup_high", "verdict",
+    "cold_start_ms", "throughput_per_s", "size_bytes", "compressed_bytes", "peak_memory_bytes",
+    "gpu_memory_bytes", "accuracy", "accuracy_drop", "accuracy_drop_high", "agreement",
+    "max_abs_error", "reason",
 )  # fmt: skip
 LOAD_COLUMNS = (
     "variant", "artifact", "concurrency", "arrival_rate_per_s", "batch_size", "throughput_per_s",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tfopt.compare import pareto_svg
@@ -59,10 +59,13 @@ _MORE = (
     _Column("converted from", "parent"),
     _Column("p90 ms", "p90_ms", ".3f"),
     _Column("p99 ms", "p99_ms", ".3f"),
+    _Column("GPU alone ms", "device_ms", ".3f"),
+    _Column("memory of the GPU", "gpu_memory_bytes", "size"),
     _Column("examples a second", "throughput_per_s", ".4g"),
     _Column("size after deflate", "compressed_bytes", "size"),
     _Column("largest error of an output", "max_abs_error", ".2g"),
 )
+COPIES = "The median contains the copies to the GPU and back; the time of the GPU alone does not."
 _STATUSES = ("ok", "over_budget", "failed", "skipped")
 
 
@@ -78,7 +81,7 @@ def to_html(comparison: Comparison) -> str:
         f'<h2>Speed and quality</h2>\n<figure class="plot">{plot}</figure>' if plot else "",
         f"<h2>All variants</h2>\n{_controls(rows)}\n{_table(rows)}",
         f'<h2>Each variant</h2>\n<div class="variants">{_articles(rows)}</div>' if rows else "",
-        f"<h2>How it was measured</h2>\n{_facts(details)}",
+        f"<h2>How it was measured</h2>\n{_facts(details, rows)}",
         f"<h2>Do it again</h2>\n<pre><code>{_escape(command)}</code></pre>" if command else "",
     ]
     return f"""<!doctype html>
@@ -236,8 +239,9 @@ def _quality(row: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _facts(details: Mapping[str, Any]) -> str:
+def _facts(details: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     environment = details.get("environment", {})
+    has_device_times = any(plain(row.get("device_ms")) is not None for row in rows)
     facts = {
         "Signature": details.get("signature"),
         "Metric": details.get("metric"),
@@ -245,7 +249,11 @@ def _facts(details: Mapping[str, Any]) -> str:
         "Budget": _pairs(details.get("budget")),
         "Data": _pairs(details.get("data")),
         "Files": ", ".join(details.get("files", ())),
-        "Machine": _pairs({k: v for k, v in environment.items() if k != "versions"}),
+        "Machine": _pairs(
+            {k: v for k, v in environment.items() if k not in ("versions", "gpu_state")}
+        ),
+        "GPU": _pairs(environment.get("gpu_state")),
+        "Copies": COPIES if has_device_times else None,
         "Versions": _pairs(environment.get("versions")),
     }
     lines = "\n".join(

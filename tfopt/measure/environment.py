@@ -12,17 +12,19 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from tfopt.measure import gpu
+
 PACKAGES = (
     "tfopt", "tensorflow", "keras", "tf_keras", "ai-edge-litert", "tf2onnx", "onnx", "onnxruntime",
-    "openvino", "nncf", "numpy", "pandas",
+    "onnxruntime-gpu", "openvino", "nncf", "tensorrt", "tensorrt-bindings", "tensorrt-libs",
+    "tensorrt-cu12", "tensorrt-cu13", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "cuda-bindings",
+    "numpy", "pandas",
 )  # fmt: skip
 
 
@@ -144,31 +146,16 @@ def gpus() -> tuple[Gpu, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1"):
         return ()
-    lines = _nvidia_smi("name,driver_version,compute_cap") or _nvidia_smi("name,driver_version")
+    fields = ("name", "driver_version", "compute_cap")
     found = []
-    for line in lines:
-        name, _, rest = line.partition(", ")
-        driver, _, capability = rest.partition(", ")
-        version = re.fullmatch(r"(\d+)\.(\d+)", capability)
+    for name, driver, *rest in gpu.ask("gpu", fields) or gpu.ask("gpu", fields[:2]):
+        version = re.fullmatch(r"(\d+)\.(\d+)", "".join(rest))
         found.append(Gpu(name, driver, (int(version[1]), int(version[2])) if version else None))
     numbers = re.fullmatch(r"\d+(,\d+)*", visible or "")
     if numbers:
         chosen = [int(number) for number in numbers[0].split(",")]
         return tuple(found[number] for number in chosen if number < len(found))
     return tuple(found)
-
-
-def _nvidia_smi(query: str) -> list[str]:
-    """One line a GPU; nothing without the program, or when it fails."""
-    if (program := shutil.which("nvidia-smi")) is None:
-        return []
-    command = [program, f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    lines = ended.stdout.splitlines() if ended.returncode == 0 else []
-    return [line.strip() for line in lines if ", " in line]
 
 
 def resident_bytes(pid: int | str = "self") -> int:
@@ -273,7 +260,8 @@ def describe() -> dict[str, Any]:
         "num_cores": num_cores(),
         "container_limits": container_limits(),
         "memory_bytes": memory_bytes(),
-        "gpus": [str(gpu) for gpu in gpus()],
+        "gpus": [str(found) for found in gpus()],
+        "gpu_state": gpu.state(),
         "system": _system(),
         "frequency_governor": governor or None,
         "load_average_1min": load_average(),

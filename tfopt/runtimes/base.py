@@ -291,6 +291,7 @@ class Runtime(abc.ABC):
       library: the module that its sessions import.
       shares_threads: whether all sessions of a process share one pool of threads, so that several
         can be timed in one process without disturbing each other.
+      has_engines: whether its artifacts hold TensorRT engines, which belong to one GPU.
       precisions: filled from the decorated methods.
     """
 
@@ -298,6 +299,7 @@ class Runtime(abc.ABC):
     packages: tuple[str, ...]
     library: str
     shares_threads = False
+    has_engines = False
     precisions: dict[str, Precision]
 
     def __init_subclass__(cls) -> None:
@@ -318,6 +320,27 @@ class Runtime(abc.ABC):
           artifact: what to load.
           num_threads: threads inside the runtime; None leaves the runtime's own default.
         """
+
+    def remarks(self) -> list[str]:
+        """How it runs here, where that is not plain: on which device, with which libraries."""
+        return []
+
+    def rebuild(self, artifact: Artifact, folder: Path) -> list[str]:
+        """Builds engines anew for this machine, from what the artifact holds.
+
+        Only of runtimes that have engines.
+
+        Args:
+          artifact: made by this runtime, anywhere.
+          folder: where the files go; empty at the start.
+
+        Returns:
+          Sentences for the user.
+
+        Raises:
+          ConversionError: when they cannot be built here.
+        """
+        raise NotImplementedError
 
     def layers(
         self, artifact: Artifact, batches: Sequence[Arrays], num_threads: int | None

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from tfopt import runtimes
+from tfopt.measure import environment
 from tfopt.variant import Variant
 
 OWN_RUNTIME = {"saved_model": "tensorflow", "tflite": "litert", "onnx": "onnxruntime"}
@@ -67,6 +68,8 @@ def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:
             continue
         precision = runtimes.precision_of(variant)
         runtime = runtimes.get(variant.runtime)
+        if requested is None and runtime.has_engines and not environment.gpus():
+            continue  # nobody without a GPU asks for them
         if kind not in precision.kinds:
             if requested is not None:
                 skipped[variant] = f"{variant} cannot start from {kind}."

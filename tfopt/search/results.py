@@ -53,13 +53,16 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
     if timed is None:
         return values | {"status": "skipped", "reason": "The search has not come to it yet."}
     values |= {name: timed[name] for name in TIMED}
+    values["device_ms"] = timed.get("device_ms")  # a search may go on with earlier records
     values["throughput_per_s"] = run.batch_size / timed["median_ms"] * 1e3
     values["cold_start_ms"] = cold.get("cold_start_ms")
     values["peak_memory_bytes"] = cold.get("peak_memory_bytes")
+    values["gpu_memory_bytes"] = cold.get("gpu_memory_bytes")
     if timed["steal_share"] > HIGH_STEAL:
         notes.append(
             f"A hypervisor took {timed['steal_share']:.0%} of the processor while it was timed."
         )
+    notes += timed.get("notes", [])
     notes += [cold["note"]] if "note" in cold else []
     _add_diagnosis(run, values, variant)
     drop, num_examples = _add_accuracy(run, values, variant)
@@ -204,6 +207,11 @@ def _summarize(rows: Sequence[dict[str, Any]], details: dict[str, Any], budget: 
         f"budget: {chosen['median_ms']:.3g} ms at batch size {chosen['batch_size']} with "
         f"{chosen['num_threads']} threads."
     ]
+    if chosen.get("device_ms") is not None:
+        parts.append(
+            "That contains the copies to the GPU and back; without them the GPU takes "
+            f"{chosen['device_ms']:.3g} ms."
+        )
     student = Variant.parse(chosen["variant"]).student
     if student:
         parts.append(details["students"][student])

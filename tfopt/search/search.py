@@ -27,7 +27,7 @@ from tfopt.search.budget import Budget
 from tfopt.search.candidates import plan
 from tfopt.search.ledger import Ledger
 from tfopt.search.options import Options
-from tfopt.search.remote import RemoteSession
+from tfopt.search.remote import RemoteSession, Timed, time_side_by_side
 from tfopt.search.run import Run
 from tfopt.source import Source
 from tfopt.train.layers import is_model
@@ -233,19 +233,17 @@ class Search:
                 raise ResultError(f"The model itself does not run on this data: {reason}")
         if is_new:
             with self._clock() as clock:
-                timings = self._pilot_timings(run)
-                baseline = min(timings, key=lambda name: timings[name].median_s)
-                rows = {
-                    name: _figures(timings[baseline], timings[name], "pilot", name)
-                    for name in timings
-                }
+                timed = self._time_pilot(run)
+                medians = {name: timing.median_s for name, timing in timed.timings.items()}
+                baseline = min(medians, key=medians.__getitem__)
+                rows = {name: _figures(timed, baseline, name, "pilot") for name in medians}
             run.ledger.add("pilot", baseline=baseline, rows=rows, **clock)
         for variant in run.plan.baselines:
             self._diagnose(run, variant)
             self._report(run, variant, is_new)
         results.write(run)
 
-    def _pilot_timings(self, run: Run) -> dict[str, latency.Timing]:
+    def _time_pilot(self, run: Run) -> Timed:
         """Times all that run side by side; when that fails, without the last of them."""
         running = [variant for variant in run.plan.baselines if run.failure(variant) is None]
         try:
@@ -257,7 +255,7 @@ class Search:
                 raise ResultError(f"The model itself cannot be timed: {error}") from error
             reason = f"It could not be timed beside the other unchanged ways: {error}"
             run.ledger.add("measure", last, reason=reason)
-        return self._pilot_timings(run)
+        return self._time_pilot(run)
 
     def _try(self, run: Run, variant: Variant) -> None:
         """Converts, evaluates and times one candidate."""
@@ -338,8 +336,8 @@ class Search:
                         run.evaluation_file(variant),
                     )
                     if len(sessions) > 1:
-                        baseline, candidate = self._time(run, variant.slug, sessions).values()
-                        values |= _figures(baseline, candidate, variant.slug, str(variant))
+                        timed = self._time(run, variant.slug, sessions)
+                        values |= _figures(timed, *sessions, variant.slug)
             except ConversionError as error:
                 values["reason"] = str(error)
         if is_done:
@@ -523,7 +521,7 @@ class Search:
 
     def _time(
         self, run: Run, name: str, sessions: Mapping[str, RemoteSession], is_final: bool = False
-    ) -> dict[str, latency.Timing]:
+    ) -> Timed:
         """Times open sessions side by side and writes the raw times to disk."""
         each_s, block_s = self.options.max_timing_s, latency.BLOCK_S
         if is_final:
@@ -531,7 +529,7 @@ class Search:
         # A round takes a block and as long before it of each.
         block_s = min(block_s, each_s / (2 * NUM_ROUNDS))
         load_before = environment.load_average()
-        timings = latency.time_interleaved(
+        timed = time_side_by_side(
             sessions,
             seed=run.seed,
             max_s=each_s * max(1, len(sessions) - 1),
@@ -546,10 +544,10 @@ class Search:
             "load_average_1min_before": load_before,
             "batch_size": run.batch_size,
             "num_threads": run.num_threads,
-            "timings": {key: timing.to_json() for key, timing in timings.items()},
+            **timed.to_json(),
         }
         path.write_text(json.dumps(value))
-        return timings
+        return timed
 
     def _cold_starts(self, run: Run) -> None:
         """Starts those that were measured in the baseline's process once more, in a new one.
@@ -604,10 +602,9 @@ class Search:
                 together = list(dict.fromkeys([run.baseline, *leaders]))
                 try:
                     with self._opened(run, together) as sessions:
-                        timings = self._time(run, "final", sessions, is_final=True)
-                    baseline = timings[str(run.baseline)]
+                        timed = self._time(run, "final", sessions, is_final=True)
                     rows = {
-                        name: _figures(baseline, timings[name], "final", name) for name in timings
+                        name: _figures(timed, str(run.baseline), name, "final") for name in sessions
                     }
                     order.sort(key=lambda name: rows[name]["speedup"], reverse=True)
                 except ConversionError as error:
@@ -643,18 +640,18 @@ def _add_cold_start(
         variant,
         cold_start_ms=cold_start.cold_start_ms,
         peak_memory_bytes=cold_start.peak_memory_bytes or None,
+        gpu_memory_bytes=cold_start.gpu_memory_bytes,
         seconds=seconds,
     )
 
 
-def _figures(
-    baseline: latency.Timing, candidate: latency.Timing, timing: str, name: str
-) -> dict[str, Any]:
-    """What the table says of a timing, and where its raw times are."""
+def _figures(timed: Timed, baseline: str, name: str, file: str) -> dict[str, Any]:
+    """What the table says of a session's times, and where the raw ones are."""
     return {
-        **results.timed(baseline, candidate),
-        "steal_share": candidate.steal_share,
-        "timing": {"file": f"timings/{timing}.json", "key": name},
+        **timed.figures(baseline, name),
+        "steal_share": timed.timings[name].steal_share,
+        "notes": timed.notes[name],
+        "timing": {"file": f"timings/{file}.json", "key": name},
     }
 
 

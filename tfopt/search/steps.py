@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib
 import os
@@ -17,9 +18,10 @@ from tfopt.artifact import Artifact, measure_files
 from tfopt.dataset import Dataset, calibration_batches, some_batches
 from tfopt.errors import ConversionError, InputError
 from tfopt.examples import Examples
-from tfopt.measure import accuracy, diagnosis, environment, latency, throughput
+from tfopt.measure import accuracy, diagnosis, environment, gpu, latency, throughput
 from tfopt.runtimes.base import Conversion, Session
 from tfopt.source import Source
+from tfopt.trt.spec import EngineOptions
 from tfopt.variant import Variant
 
 EVALUATION_BATCH_SIZE = 32
@@ -37,6 +39,7 @@ def convert(
     parent_folder: Path | None,
     data: Dataset | None,
     batch_size: int,
+    engine: EngineOptions | None = None,
 ) -> Artifact:
     """Converts one variant into a folder that appears as a whole or not at all.
 
@@ -58,6 +61,7 @@ def convert(
         calibration=calibration_batches(data, signature, size),
         notes=[] if source.origin is None else [source.origin],
         signature=signature,
+        engine=engine or EngineOptions(),
     )
     try:
         runtime.convert(variant, conversion)
@@ -103,6 +107,36 @@ def _check_runs(artifact: Artifact, data: Dataset) -> None:
         raise ConversionError(f"It was converted but does not run: {reason[:300]}") from error
 
 
+def rebuild(artifact_folder: Path, folder: Path) -> Artifact:
+    """Builds an artifact's engines anew into a folder that appears as a whole or not at all.
+
+    Raises:
+      InputError, ConversionError: as `Runtime.rebuild`.
+    """
+    artifact = Artifact.open(artifact_folder)
+    runtime = runtimes.get(artifact.variant.runtime)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        notes = runtime.rebuild(artifact, unfinished)
+        size_bytes, compressed_bytes = measure_files(unfinished)
+        rebuilt = dataclasses.replace(
+            artifact,
+            folder=unfinished,
+            size_bytes=size_bytes,
+            compressed_bytes=compressed_bytes,
+            versions=runtime.versions(),
+            notes=tuple(notes),
+            measured_on=None,
+        )
+        rebuilt.save()
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return dataclasses.replace(rebuilt, folder=folder)
+
+
 @dataclasses.dataclass(frozen=True)
 class ColdStart:
     """What a new process pays before its first answer.
@@ -111,11 +145,13 @@ class ColdStart:
       load_ms: from the artifact on disk to a session; the runtime's library is imported already.
       first_run_ms: the first inference, which compiles where the runtime compiles late.
       peak_memory_bytes: the most that the process held, Python and libraries included.
+      gpu_memory_bytes: what the process held of the GPU afterwards; None when it held nothing.
     """
 
     load_ms: float
     first_run_ms: float
     peak_memory_bytes: int
+    gpu_memory_bytes: int | None = None
 
     @property
     def cold_start_ms(self) -> float:
@@ -123,11 +159,18 @@ class ColdStart:
         return self.load_ms + self.first_run_ms
 
 
+@functools.cache
+def _gpu_used_at_start() -> int | None:
+    """Memory of the GPU that was in use before this process opened anything."""
+    return gpu.used_bytes()
+
+
 class _Opened:
     """An artifact that is open in this process, with the inputs that it is timed on."""
 
     def __init__(self, folder: Path, data: Dataset, batch_size: int, num_threads: int):
         self._artifact, self._num_threads = Artifact.open(folder), num_threads
+        used_at_start = _gpu_used_at_start()
         importlib.import_module(runtimes.get(self._artifact.variant.runtime).library)
         self._batches = some_batches(data, self._artifact.signature, batch_size, NUM_TIMED_BATCHES)
         self._session: Session | None = None
@@ -140,7 +183,10 @@ class _Opened:
         for _ in range(NUM_MEMORY_RUNS):
             self.session.run(self._batches[0])
         self.cold_start = ColdStart(
-            load_s * 1e3, first_run_s * 1e3, environment.peak_resident_bytes()
+            load_s * 1e3,
+            first_run_s * 1e3,
+            environment.peak_resident_bytes(),
+            gpu.held_bytes(used_at_start),
         )
 
     @property
@@ -176,6 +222,9 @@ class _Opened:
             self._used_s += time.perf_counter() - begin
             if self._load_s < self._max_reload_s and self._used_s >= 4 * self._load_s:
                 self.close()
+
+    def device_seconds(self, num_runs: int) -> list[float] | None:
+        return self.session.device_seconds(self._batches[0], num_runs)
 
     def close(self) -> None:
         if self._session is not None:
@@ -216,6 +265,11 @@ def time_block(
     """See `latency.Timer`."""
     with _open[str(folder)].turn() as timer:
         return timer.block(count, settle_s, cores)
+
+
+def device_seconds(folder: Path, num_runs: int) -> list[float] | None:
+    """See `Session.device_seconds`; of an open session, with real inputs."""
+    return _open[str(folder)].device_seconds(num_runs)
 
 
 def measure_load(

@@ -79,6 +79,12 @@ class Profile:
         """Whether each input has one shape only."""
         return all(shapes.is_fixed for shapes in self.inputs.values())
 
+    @property
+    def batch_size(self) -> int:
+        """The first dimension of the best shape, of the first input that has one."""
+        optima = (shapes.optimum for _, shapes in sorted(self.inputs.items()))
+        return next((shape[0] for shape in optima if shape), 1)
+
     @classmethod
     def fixed(cls, signature: Signature, batch_size: int) -> Profile | None:
         """One shape, for models whose inputs are free in the batch size at most.

@@ -1,0 +1,356 @@
+"""TF-TRT: parts of a SavedModel in TensorRT engines, the rest in TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfopt.artifact import Artifact
+from tfopt.errors import ConversionError, InputError
+from tfopt.graph import SIGNATURE_KEY
+from tfopt.measure import environment, suitability
+from tfopt.runtimes.base import (
+    Arrays,
+    Conversion,
+    Layer,
+    Runtime,
+    Session,
+    WholeNumber,
+    precision,
+)
+from tfopt.runtimes.tensorflow import FOLDER, TensorFlowSession
+from tfopt.trt import converted, libraries, saved_model, shapes
+from tfopt.trt.profiles import ENDS
+from tfopt.trt.saved_model import TfTrtOptions
+from tfopt.trt.target import Record, Target
+from tfopt.variant import Value
+
+LAST_TENSORFLOW = (2, 17)
+MIN_CALIBRATION = 8  # examples; ranges of fewer are chance
+OPTIONS: dict[str, tuple[Value, ...] | WholeNumber] = {
+    "shapes": ("static", "dynamic"),
+    "strategy": saved_model.STRATEGIES,
+    "min_segment_size": WholeNumber(3),
+    "workspace_mib": WholeNumber(None),
+    "max_cached_engines": WholeNumber(1),
+}
+
+
+class TfTrtSession(TensorFlowSession):
+    """A signature call on the engines' GPU, with shapes that engines were built for."""
+
+    def __init__(self, artifact: Artifact, num_threads: int | None):
+        record = Record.open(artifact.folder)
+        record.check_runs_here(artifact.folder, Target.here(_libraries()))
+        # Registers the operation.
+        from tensorflow.python.compiler.tensorrt import trt_convert  # noqa: F401
+
+        import tensorflow as tf
+
+        try:
+            super().__init__(artifact, num_threads)
+        except tf.errors.InternalError as error:
+            if "engine cache" not in str(error):
+                raise
+            raise InputError(
+                f"{artifact.folder} cannot be loaded beside another TF-TRT model whose engines "
+                "have the same names; close that one, or load it in another process."
+            ) from error
+        self._profile, self._is_exact = record.profile, record.details["is_exact"]
+        self._accepted: set[tuple[Any, ...]] = set()
+
+    def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
+        try:
+            key = tuple((name, value.shape) for name, value in inputs.items())
+        except AttributeError as error:
+            self.check_inputs(inputs, error)
+            raise
+        if key not in self._accepted:
+            self._check_shapes(inputs)
+            self._accepted.add(key)
+        return super().run(inputs)
+
+    def close(self) -> None:  # noqa: D102
+        super().close()
+        gc.collect()  # engines go by their names, and the next model's may be the same
+
+    def _check_shapes(self, inputs: Arrays) -> None:
+        """TF-TRT itself would compute other shapes in TensorFlow, without a word.
+
+        Raises:
+          InputError: when no engine is for these shapes.
+        """
+        if set(inputs) != set(self._profile.inputs):
+            return  # TensorFlow says it better
+        reason = self._profile.outside(inputs)
+        if reason is None and self._is_exact:
+            of_ends = [
+                {name: getattr(s, end) for name, s in self._profile.inputs.items()} for end in ENDS
+            ]
+            if {name: tuple(value.shape) for name, value in inputs.items()} not in of_ends:
+                reason = (
+                    "No engine was built for these shapes but for "
+                    f"{'; '.join(self._profile.spell(end) for end in ENDS)}."
+                )
+        if reason is not None:
+            raise InputError(reason)
+
+
+class TfTrt(Runtime):
+    """Converts and runs with TensorFlow's own TensorRT converter; 2.17 is the last that has it."""
+
+    name = "tf_trt"
+    packages = ("tensorflow", "keras")
+    library = "tensorflow"
+    shares_threads = True
+    has_engines = True
+
+    def missing(self) -> str | None:  # noqa: D102
+        version = importlib.metadata.version("tensorflow")
+        if tuple(int(part) for part in version.split(".")[:2]) > LAST_TENSORFLOW:
+            return (
+                f"TensorFlow {version} is built without TensorRT, and 2.17 is the last with it; "
+                "pip install 'tensorflow[and-cuda]==2.17.1', or use the runtime tensorrt, which "
+                "takes any TensorFlow."
+            )
+        if not environment.gpus():
+            return (
+                "it needs an NVIDIA GPU, and nvidia-smi finds none that CUDA_VISIBLE_DEVICES "
+                "leaves visible."
+            )
+        return _library_missing()
+
+    def versions(self) -> dict[str, str]:  # noqa: D102
+        found = super().versions()
+        return found if self.missing() else found | _libraries()
+
+    def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
+        return TfTrtSession(artifact, num_threads)
+
+    def layers(  # noqa: D102
+        self, artifact: Artifact, batches: Sequence[Arrays], num_threads: int | None
+    ) -> list[Layer]:
+        # An engine is one operation to TensorFlow, whose profiler needs CUPTI on GPUs.
+        del batches, num_threads
+        found = converted.read(artifact.folder / FOLDER)
+        engines = [
+            Layer(
+                segment.name,
+                f"engine of {segment.num_nodes} operations",
+                artifact.variant.precision,
+                executor="TensorRT",
+            )
+            for segment in found.segments
+            if segment.num_engines
+        ]
+        return engines + [
+            Layer(name, op, "", executor="TensorFlow", is_fallback=True) for name, op in found.left
+        ]
+
+    def rebuild(self, artifact: Artifact, folder: Path) -> list[str]:  # noqa: D102
+        record, target = Record.open(artifact.folder), Target.here(_libraries())
+        begin = time.perf_counter()
+        made = saved_model.rebuild(
+            artifact.folder / FOLDER, folder / FOLDER, artifact.signature, record.profile
+        )
+        Record(target, record.profile, record.details).save(folder)
+        return [
+            made.describe({}),
+            f"Built anew in {time.perf_counter() - begin:.0f} s; it runs on {target}.",
+        ]
+
+    @precision("float32", options={**OPTIONS, "tf32": (True, False)})
+    def float32(self, conversion: Conversion, tf32: bool, **options: Any) -> None:
+        """float32 in and out; products in TF32, with ten bits of mantissa, unless `tf32=False`.
+
+        On GPUs with Tensor Cores TF32 is what TensorFlow itself does by default. Kernels are fused
+        and chosen by timing them, which is worth two to five times TensorFlow at small batches.
+        `workspace_mib` bounds the scratch memory of kernels; with `strategy` profiles follow from
+        minimum, optimum and maximum shapes (`shapes=dynamic`), and `max_cached_engines` is how
+        many engines each part keeps.
+        """
+        note = (
+            "Products of float32 are computed in TF32, as TensorFlow does by itself."
+            if tf32
+            else "Products of float32 are computed in float32, without TF32."
+        )
+        _convert(conversion, "FP32", None, tf32=tf32, **options)
+        conversion.notes.append(note)
+
+    @precision("float16", options=OPTIONS, suitability=lambda: _suitability("float16"))
+    def float16(self, conversion: Conversion, **options: Any) -> None:
+        """float16 kernels wherever TensorRT finds them faster; inputs and outputs stay float32.
+
+        Values beyond 65504 overflow; the outputs are compared on real examples.
+        """
+        _convert(conversion, "FP16", None, **options)
+
+    @precision(
+        "int8",
+        options=OPTIONS,
+        is_calibrated=True,
+        suitability=lambda: _suitability("int8"),
+    )
+    def int8(self, conversion: Conversion, **options: Any) -> None:
+        """int8 kernels with ranges from real examples (TensorRT's entropy calibration), symmetric.
+
+        Of a model that was trained with quantization its own ranges are taken. Other layers run in
+        float16 or float32, whatever is faster. Little faster than float16 at batch 1, more at
+        large batches of convolutional networks.
+        """
+        graph = conversion.source.frozen_graph()
+        if saved_model.holds_ranges(graph):
+            conversion.notes.append("Ranges are those that the model was trained with.")
+            _convert(conversion, "INT8", None, **options)
+            return
+        batches = conversion.calibration_batches  # raises without examples
+        _check_calibration(batches())
+        _convert(conversion, "INT8", lambda: _of_one_shape(batches()), **options)
+
+
+def _convert(
+    conversion: Conversion,
+    mode: str,
+    calibration: Callable[[], Iterable[Arrays]] | None,
+    *,
+    tf32: bool = True,
+    **options: Any,
+) -> None:
+    if conversion.engine.float32_layers:
+        raise InputError(
+            "TF-TRT cannot keep single layers in float32; name them for the runtime tensorrt."
+        )
+    profile = shapes.choose(conversion, options["shapes"])
+    graph = conversion.source.frozen_graph()
+    if profile.is_fixed:
+        graph = graph.with_batch_size(profile.batch_size)
+    # Of shapes that the user gave, static engines are for each by itself.
+    is_dynamic = not profile.is_fixed and (
+        options["shapes"] == "dynamic" or conversion.engine.profile is None
+    )
+    has_ranges = mode == "INT8" and calibration is None
+    num_shapes = len({profile.spell(end) for end in ENDS})
+    mib = options["workspace_mib"]
+    target, begin = Target.here(_libraries()), time.perf_counter()
+    made = saved_model.convert(
+        graph,
+        conversion.folder / FOLDER,
+        profile,
+        TfTrtOptions(
+            precision=mode,
+            # Ranges in the graph need explicit batches.
+            is_dynamic=has_ranges or is_dynamic,
+            strategy=options["strategy"],
+            min_segment_size=options["min_segment_size"],
+            workspace_bytes=None if mib is None else mib << 20,
+            max_cached_engines=max(options["max_cached_engines"], 1 if is_dynamic else num_shapes),
+            tf32=tf32,
+        ),
+        calibration,
+    )
+    seconds = time.perf_counter() - begin
+    details = {
+        "is_exact": not is_dynamic or options["strategy"] == "Optimal",
+        "build_seconds": round(seconds, 1),
+        "num_engines": made.converted.num_engines,
+        "share_inside": round(made.converted.share_inside, 4),
+    }
+    Record(target, profile, details).save(conversion.folder)
+    conversion.signature = dataclasses.replace(graph.signature, key=SIGNATURE_KEY)
+    conversion.notes += [
+        made.converted.describe(made.reasons),
+        f"Built in {seconds:.0f} s for {profile.spell('optimum')}; it runs on {target} only.",
+        *made.notes,
+    ]
+
+
+def _check_calibration(batches: Iterator[Arrays]) -> None:
+    """Counts examples.
+
+    Raises:
+      ConversionError: when they are too few.
+    """
+    count = 0
+    for batch in batches:
+        count += len(next(iter(batch.values())))
+        if count >= MIN_CALIBRATION:
+            return
+    raise ConversionError(
+        f"It is calibrated on {count} examples and needs at least {MIN_CALIBRATION}; give more "
+        "data (--data), or raise --num_calibration."
+    )
+
+
+def _of_one_shape(batches: Iterator[Arrays]) -> Iterator[Arrays]:
+    """Those with the shape of the first: TF-TRT ends the process at another one."""
+    first = None
+    for batch in batches:
+        found = {name: value.shape for name, value in batch.items()}
+        first = first or found
+        if found == first:
+            yield batch
+
+
+def _suitability(dtype: str) -> suitability.Suitability:
+    gpus = environment.gpus()
+    if not gpus:
+        return suitability.Suitability(False, "TF-TRT needs an NVIDIA GPU, and there is none.")
+    return suitability.gpu(dtype, gpus[0].compute_capability)
+
+
+@functools.cache
+def _linked() -> libraries.Version:
+    """The TensorRT that TensorFlow was built with; (0, 0, 0) for none."""
+    from tensorflow.compiler.tf2tensorrt import _pywrap_py_utils
+
+    return tuple(_pywrap_py_utils.get_linked_tensorrt_version())
+
+
+def _loaded() -> libraries.Library:
+    """What TensorFlow would load."""
+    return libraries.find(f"libnvinfer.so.{libraries.spell(_linked())}")
+
+
+def _libraries() -> dict[str, str]:
+    """Versions that engines belong to."""
+    loaded = _loaded().version or ()
+    return {
+        "TensorFlow": importlib.metadata.version("tensorflow"),
+        "TensorRT": libraries.spell(loaded),
+    }
+
+
+def _library_missing() -> str | None:
+    import tensorflow as tf
+
+    version = importlib.metadata.version("tensorflow")
+    if not tf.sysconfig.get_build_info().get("is_tensorrt_build"):
+        return (
+            f"this TensorFlow {version} is built without TensorRT; the one on PyPI for Linux and "
+            "x86-64 has it, up to 2.17: pip install 'tensorflow[and-cuda]==2.17.1'."
+        )
+    linked, found = _linked(), _loaded()
+    install = (
+        f"pip install tensorrt-libs=={libraries.spell(linked)} --extra-index-url "
+        "https://pypi.nvidia.com, and put its folder tensorrt_libs on LD_LIBRARY_PATH"
+    )
+    if found.version is None:
+        return (
+            f"TensorFlow {version} looks for TensorRT {libraries.spell(linked)}, which cannot be "
+            f"loaded ({found.reason}); {install}."
+        )
+    if not libraries.runs_together(linked, found.version):
+        return (
+            f"TensorFlow {version} was linked against TensorRT {libraries.spell(linked)} and "
+            f"finds {libraries.spell(found.version)}, which does not take its place; {install}."
+        )
+    return None
+
+
+RUNTIME = TfTrt()

@@ -1,0 +1,297 @@
+"""Converting SavedModels with TF-TRT, and building their engines anew on another machine.
+
+TF-TRT replaces parts of a graph by `TRTEngineOp`s and keeps the rest in TensorFlow
+(https://docs.nvidia.com/deeplearning/frameworks/tf-trt-user-guide). It goes on without a word when
+nothing was replaced, or when an engine cannot be built: what came of it is read from the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tfopt.errors import ConversionError
+from tfopt.graph import SIGNATURE_KEY, FrozenGraph
+from tfopt.logs import copied_stderr
+from tfopt.runtimes.base import Arrays
+from tfopt.signature import Signature
+from tfopt.trt import converted
+from tfopt.trt.converted import Converted
+from tfopt.trt.profiles import ENDS, Profile
+
+STRATEGIES = ("Range", "Optimal", "Range+Optimal", "ImplicitBatchModeCompatible")
+QUANTIZED_OPS = frozenset(
+    ["FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs", "QuantizeAndDequantizeV2",
+     "QuantizeAndDequantizeV3", "QuantizeAndDequantizeV4"]
+)  # fmt: skip
+SMALLER_WORKSPACES_BYTES = (4 << 30, 1 << 30, 256 << 20)  # tried when the GPU's memory ran out
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|cudaMalloc", re.I)
+_REASON = re.compile(r"Engine creation for (\S+) failed.*?Reason: (.*)")
+_TENSORRT_ERROR = re.compile(r"(?:DefaultLogger|TRT.*?Error) (.*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TfTrtOptions:
+    """What TF-TRT is told.
+
+    Attributes:
+      precision: `FP32`, `FP16` or `INT8`.
+      is_dynamic: engines for a range of shapes instead of one.
+      strategy: one of STRATEGIES, how profiles follow from shapes; for dynamic ones.
+      min_segment_size: operations that a part must have to go to TensorRT.
+      workspace_bytes: scratch memory of an engine; None is TF-TRT's default, all that there is.
+      max_cached_engines: engines that each part keeps.
+      tf32: whether float32 products may be computed in TF32.
+    """
+
+    precision: str
+    is_dynamic: bool = False
+    strategy: str = "Range"
+    min_segment_size: int = 3
+    workspace_bytes: int | None = None
+    max_cached_engines: int = 1
+    tf32: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a conversion made.
+
+    Attributes:
+      converted: engines, and what stayed in TensorFlow.
+      reasons: why it stayed, by operation.
+      notes: sentences for the user.
+    """
+
+    converted: Converted
+    reasons: dict[str, list[str]]
+    notes: tuple[str, ...]
+
+
+def convert(
+    graph: FrozenGraph,
+    folder: Path,
+    profile: Profile,
+    options: TfTrtOptions,
+    calibration: Callable[[], Iterable[Arrays]] | None,
+) -> Result:
+    """Writes a converted SavedModel with its engines.
+
+    Args:
+      graph: frozen; of fixed shapes where the options are not dynamic.
+      folder: of the new SavedModel; must not be there yet.
+      profile: the shapes to build for.
+      options: for TF-TRT.
+      calibration: batches of one shape for INT8; None for the others, and for graphs that hold
+        their ranges.
+
+    Raises:
+      ConversionError: when no engine came of it; says why.
+    """
+    smaller = [
+        size for size in SMALLER_WORKSPACES_BYTES if size < (options.workspace_bytes or 1 << 62)
+    ]
+    notes: list[str] = []
+    for size in (options.workspace_bytes, *smaller):
+        tried = dataclasses.replace(options, workspace_bytes=size)
+        result, lines = _try(graph, folder, profile, tried, calibration)
+        is_whole = all(segment.num_engines for segment in result.converted.segments)
+        if is_whole or not any(_OUT_OF_MEMORY.search(line) for line in lines):
+            break
+        notes = [
+            "The GPU's memory ran out while engines were built, so that their workspace is "
+            f"{size or 0:,} bytes at most."
+        ]
+        if size != smaller[-1]:
+            shutil.rmtree(folder)
+    if not result.converted.num_engines:
+        raise ConversionError(_why_nothing(result, lines, options.min_segment_size))
+    failed = [match for line in lines if (match := _REASON.search(line))]
+    notes += [
+        f"{match[1]} could not become an engine and stayed in TensorFlow: {match[2][:300]}"
+        for match in {match[1]: match for match in failed}.values()
+    ]
+    return dataclasses.replace(result, notes=tuple(notes))
+
+
+def holds_ranges(graph: FrozenGraph) -> bool:
+    """Whether a graph was trained with quantization and says what range each tensor has."""
+    return any(node.op in QUANTIZED_OPS for node in graph.graph_def.node)
+
+
+def rebuild(folder: Path, new_folder: Path, signature: Signature, profile: Profile) -> Converted:
+    """Copies a converted SavedModel and builds its engines on this machine.
+
+    The graph holds all that they are built from, ranges of INT8 included.
+
+    Raises:
+      ConversionError: when an engine cannot be built here.
+    """
+    import tensorflow as tf
+
+    shutil.copytree(folder, new_folder)
+    files = converted.engine_files(new_folder)
+    for file in files:
+        file.write_bytes(b"")  # a loaded model without engines builds them at its first run
+    with copied_stderr() as lines, passed_over_patches():
+        from tensorflow.compiler.tf2tensorrt.ops import gen_trt_ops
+
+        inputs = list(_inputs(signature, profile))
+        loaded = []  # whoever collects shapes, and whoever builds for them, share one cache
+        for is_collecting in (True, False):
+            _collect_shapes(new_folder, is_collecting)
+            loaded.append(tf.saved_model.load(str(new_folder)))
+            function = loaded[-1].signatures[signature.key]
+            for batch in inputs if is_collecting else inputs[:1]:
+                function(**{name: tf.constant(value) for name, value in batch.items()})
+        for file in files:
+            gen_trt_ops.serialize_trt_resource(
+                resource_name=file.name.removeprefix(converted.ASSET_PREFIX),
+                filename=str(file),
+                delete_resource=False,
+                save_gpu_specific_engines=True,
+            )
+        del loaded, function
+        gc.collect()  # engines go by their names, and the next model's may be the same
+    result = converted.read(new_folder)
+    if not result.num_engines:
+        raise ConversionError(_why_nothing(Result(result, {}, ()), lines, 1))
+    return result
+
+
+@contextlib.contextmanager
+def passed_over_patches() -> Iterator[None]:
+    """Lets TF-TRT run with an older patch of the TensorRT that TensorFlow was linked against.
+
+    TF-TRT refuses 8.6.0 where it was linked against 8.6.1, though patches of a minor version take
+    each other's place; `tfopt.trt.libraries.runs_together` was asked before.
+    """
+    from tensorflow.python.compiler.tensorrt import trt_convert
+
+    check = trt_convert._check_trt_version_compatibility
+    trt_convert._check_trt_version_compatibility = lambda: None
+    try:
+        yield
+    finally:
+        trt_convert._check_trt_version_compatibility = check
+
+
+def _try(
+    graph: FrozenGraph,
+    folder: Path,
+    profile: Profile,
+    options: TfTrtOptions,
+    calibration: Callable[[], Iterable[Arrays]] | None,
+) -> tuple[Result, list[str]]:
+    """One conversion; returns what came of it and what was written to standard error."""
+    import tensorflow as tf
+    from tensorflow.python.compiler.tensorrt import trt_convert
+
+    given = {} if options.workspace_bytes is None else {
+        "max_workspace_size_bytes": options.workspace_bytes
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        source, report = Path(name, "source"), Path(name, "report.csv")
+        graph.save(source)
+        with (
+            copied_stderr() as lines,
+            passed_over_patches(),
+            _environment("TF_TRT_SHOW_DETAILED_REPORT", str(report)),
+            _tf32(options.tf32),
+        ):
+            converter = trt_convert.TrtGraphConverterV2(
+                input_saved_model_dir=str(source),
+                input_saved_model_signature_key=SIGNATURE_KEY,
+                use_dynamic_shape=options.is_dynamic,
+                dynamic_shape_profile_strategy=options.strategy if options.is_dynamic else None,
+                precision_mode=options.precision,
+                minimum_segment_size=options.min_segment_size,
+                maximum_cached_engines=options.max_cached_engines,
+                use_calibration=calibration is not None,
+                **given,
+            )
+            try:
+                if calibration is None:
+                    converter.convert()
+                else:
+                    converter.convert(calibration_input_fn=calibration)
+                if calibration is None or options.is_dynamic:
+                    converter.build(input_fn=lambda: _inputs(graph.signature, profile))
+                converter.save(str(folder))
+            except (ValueError, RuntimeError, tf.errors.OpError) as error:
+                text = str(error).strip().splitlines() or [type(error).__name__]
+                raise ConversionError(f"TF-TRT failed: {text[0][:300]}") from error
+        result = Result(converted.read(folder), converted.read_reasons(report), ())
+    return result, lines
+
+
+def _why_nothing(result: Result, lines: list[str], min_segment_size: int) -> str:
+    if result.converted.segments:
+        failed = [match[2] for line in lines if (match := _REASON.search(line))]
+        errors = [match[1] for line in lines if (match := _TENSORRT_ERROR.search(line))]
+        reason = (failed or errors or ["TensorRT does not say why"])[0]
+        return f"TF-TRT built no engine: {reason[:300]}."
+    reasons = [
+        f"{op}: {texts[0]}" for op, texts in result.reasons.items()
+        if op not in converted.NOT_COUNTED
+    ]  # fmt: skip
+    told = f" ({'; '.join(reasons[:3])})" if reasons else ""
+    return (
+        "TF-TRT found no part of the graph with at least "
+        f"{min_segment_size} operations that TensorRT takes{told}."
+    )
+
+
+def _inputs(signature: Signature, profile: Profile) -> Iterator[Arrays]:
+    """Zeros of the smallest, the best and the largest shape, each once."""
+    dtypes = {spec.name: spec.dtype for spec in signature.inputs}
+    seen = set()
+    for end in ("optimum", *ENDS):
+        shapes = {name: getattr(shapes, end) for name, shapes in profile.inputs.items()}
+        if (key := tuple(sorted(shapes.items()))) not in seen:
+            seen.add(key)
+            yield {name: np.zeros(shape, dtypes[name]) for name, shape in shapes.items()}
+
+
+def _collect_shapes(folder: Path, value: bool) -> None:
+    """Has the parts of a saved graph collect the shapes that come, or build engines for them."""
+    model = converted.saved_model(folder)
+    for node in converted.engine_nodes(folder, model):
+        node.attr["_profile_generation_mode"].b = value
+    (folder / "saved_model.pb").write_bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _tf32(value: bool) -> Iterator[None]:
+    """TF-TRT builds engines with TF32 if TensorFlow itself may use it."""
+    import tensorflow as tf
+
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(value)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
