@@ -8,7 +8,6 @@ import itertools
 import shutil
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -353,21 +352,20 @@ def benchmark(
             with contextlib.ExitStack() as stack:
                 workers: dict[str, Worker] = {}
                 limits = limits or Limits()
-                of_runtimes = Counter(artifact.variant.runtime for artifact in opened)
+                homes = [_home(artifact) for artifact in opened]
                 sessions = {}
-                for artifact in opened:
-                    runtime = artifact.variant.runtime
-                    if runtime not in workers:
+                for artifact, home in zip(opened, homes, strict=True):
+                    if home not in workers:
                         memory = limits.memory_bytes
                         of_all = dataclasses.replace(
-                            limits, memory_bytes=memory and memory * of_runtimes[runtime]
+                            limits, memory_bytes=memory and memory * homes.count(home)
                         )
                         log = Path(name, "measure.log")
-                        workers[runtime] = stack.enter_context(
+                        workers[home] = stack.enter_context(
                             Worker(log, of_all, import_modules, keeps_state=True)
                         )
                     sessions[str(artifact.folder)] = RemoteSession(
-                        workers[runtime],
+                        workers[home],
                         artifact.folder.absolute(),
                         dataset,
                         batch_size,
@@ -407,7 +405,7 @@ def benchmark(
     rows = []
     for artifact, name in zip(opened, names, strict=True):
         figures = timed.figures(names[0], name)
-        is_alone = of_runtimes[artifact.variant.runtime] == 1
+        is_alone = homes.count(_home(artifact)) == 1
         rows.append(
             {
                 "model": artifact.source_sha256[:12],
@@ -444,3 +442,12 @@ def benchmark(
         "summary": " ".join(summary),
     }
     return Comparison(tuple(rows), details)
+
+
+def _home(artifact: Artifact) -> str:
+    """Which process an artifact is timed in, together with others of that process.
+
+    Engines have one each: those of TF-TRT go by names that several models share.
+    """
+    runtime = runtimes.get(artifact.variant.runtime)
+    return str(artifact.folder) if runtime.has_engines else runtime.name

@@ -15,9 +15,10 @@ from tfopt.errors import InputError
 
 DESIGN = [
     "model", "variant", "parent", "batch_size", "num_threads", "status", "chosen", "median_ms",
-    "p90_ms", "p99_ms", "speedup", "speedup_low", "speedup_high", "verdict", "cold_start_ms",
-    "throughput_per_s", "size_bytes", "compressed_bytes", "peak_memory_bytes", "accuracy",
-    "accuracy_drop", "accuracy_drop_high", "agreement", "max_abs_error", "reason",
+    "p90_ms", "p99_ms", "device_ms", "speedup", "speedup_low", "speedup_high", "verdict",
+    "cold_start_ms", "throughput_per_s", "size_bytes", "compressed_bytes", "peak_memory_bytes",
+    "gpu_memory_bytes", "accuracy", "accuracy_drop", "accuracy_drop_high", "agreement",
+    "max_abs_error", "reason",
 ]  # fmt: skip
 
 MEASURED = {
@@ -31,6 +32,7 @@ MEASURED = {
     "median_ms": 0.5,
     "p90_ms": 0.625,
     "p99_ms": 0.75,
+    "device_ms": 0.125,
     "speedup": 1.0,
     "speedup_low": 0.98,
     "speedup_high": 1.02,
@@ -40,6 +42,7 @@ MEASURED = {
     "size_bytes": 317_000,
     "compressed_bytes": 290_000,
     "peak_memory_bytes": 512_000_000,
+    "gpu_memory_bytes": 256_000_000,
     "accuracy": 0.9833,
     "accuracy_drop": 0.0,
     "accuracy_drop_high": 0.0037,
@@ -198,6 +201,21 @@ class TestFiles:
         merged = Comparison.from_files([tmp_path])
         assert merged.table.equals(both.table)
         assert "int8@litert" in merged.to_text()
+
+    def test_results_from_before_a_column_came_lack_its_figures(self, tmp_path):
+        new = ("device_ms", "gpu_memory_bytes")
+        rows = [
+            {key: value for key, value in row.items() if key not in new} for row in ONE.rows[:2]
+        ]
+        Comparison(tuple(rows), DETAILS).save_json(tmp_path / "results.json")
+        table = Comparison.from_files([tmp_path]).table
+        assert list(table.columns) == DESIGN
+        assert table[list(new)].isna().all(axis=None)
+        assert table.median_ms.tolist() == [0.5, 0.0625]
+        ONE.save_json(tmp_path / "now.json")
+        both = Comparison.from_files([tmp_path, tmp_path / "now.json"]).table
+        assert both.device_ms.tolist()[2:4] == [0.125, 0.125]
+        assert both.device_ms.isna().tolist()[:2] == [True, True]
 
     def test_merged_results_keep_their_origin(self, tmp_path):
         for name in ("a", "b", "c"):

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from tfopt.compare.comparison import Comparison
 
 METRICS = (
-    "speedup", "speedup_low", "speedup_high", "median_ms", "p90_ms", "p99_ms", "cold_start_ms",
-    "throughput_per_s", "size_bytes", "compressed_bytes", "peak_memory_bytes", "accuracy",
+    "speedup", "speedup_low", "speedup_high", "median_ms", "p90_ms", "p99_ms", "device_ms",
+    "cold_start_ms", "throughput_per_s", "size_bytes", "compressed_bytes", "peak_memory_bytes",
+    "gpu_memory_bytes", "accuracy",
     "accuracy_drop", "accuracy_drop_high", "agreement", "max_abs_error",
 )  # fmt: skip
 _FROM_ROW = ("model", "batch_size", "num_threads", "parent", "status", "machine", "baseline")

@@ -1,4 +1,4 @@
-"""What a processor or GPU gains from half precision."""
+"""What a processor or GPU gains from half precision, and a GPU from int8."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INSTRUCTIONS = {
     "bfloat16": {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "bf16": "BF16"},
     "float16": {"amx_fp16": "AMX-FP16", "avx512_fp16": "AVX512-FP16", "asimdhp": "FP16"},
 }
-_TENSOR_CORES_SINCE = {"bfloat16": (8, 0), "float16": (7, 0)}
+_TENSOR_CORES_SINCE = {"bfloat16": (8, 0), "float16": (7, 0), "int8": (7, 5)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +48,12 @@ def cpu(dtype: str, flags: frozenset[str]) -> Suitability:
 
 
 def gpu(dtype: str, compute_capability: tuple[int, int] | None) -> Suitability:
-    """What an NVIDIA GPU gains from `bfloat16` or `float16`.
+    """What an NVIDIA GPU gains from `bfloat16`, `float16` or `int8`.
 
     Source: NVIDIA, "Train With Mixed Precision", which data types Tensor Cores multiply.
 
     Args:
-      dtype: either.
+      dtype: one of these.
       compute_capability: (major, minor); None where nothing tells it.
     """
     if compute_capability is None:

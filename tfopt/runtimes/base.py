@@ -39,6 +39,7 @@ class Conversion:
       parent: the converted model that this precision starts from, if it names one.
       batch_size: for runtimes that need a fixed one.
       calibration: real examples, batches of `batch_size`; None without data.
+      num_calibration: how many examples that are.
       notes: sentences for the user; append to it.
       signature: of the result; change it when it differs from the source's.
       engine: what the user said of TensorRT engines.
@@ -51,18 +52,27 @@ class Conversion:
     calibration: Callable[[], Iterator[Arrays]] | None
     notes: list[str]
     signature: Signature
+    num_calibration: int = 0
     engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
 
-    def calibration_batches(self) -> Iterator[Arrays]:
+    def calibration_batches(self, at_least: int = 1) -> Iterator[Arrays]:
         """Real examples to calibrate with.
 
+        Args:
+          at_least: examples without which a calibration would be chance.
+
         Raises:
-          ConversionError: when there are none.
+          ConversionError: when there are none, or fewer.
         """
         if self.calibration is None:
             raise ConversionError(
                 "This precision is calibrated on real examples and none were set aside; give more "
                 "data (--data)."
+            )
+        if self.num_calibration < at_least:
+            raise ConversionError(
+                f"It is calibrated on {self.num_calibration} examples and needs at least "
+                f"{at_least}; give more data (--data), or raise --num_calibration."
             )
         return self.calibration()
 

@@ -49,9 +49,8 @@ class TfTrtSession(TensorFlowSession):
         record = Record.open(artifact.folder)
         record.check_runs_here(artifact.folder, Target.here(_libraries()))
         # Registers the operation.
-        from tensorflow.python.compiler.tensorrt import trt_convert  # noqa: F401
-
         import tensorflow as tf
+        from tensorflow.python.compiler.tensorrt import trt_convert  # noqa: F401
 
         try:
             super().__init__(artifact, num_threads)
@@ -209,9 +208,13 @@ class TfTrt(Runtime):
             conversion.notes.append("Ranges are those that the model was trained with.")
             _convert(conversion, "INT8", None, **options)
             return
-        batches = conversion.calibration_batches  # raises without examples
-        _check_calibration(batches())
-        _convert(conversion, "INT8", lambda: _of_one_shape(batches()), **options)
+        conversion.calibration_batches(MIN_CALIBRATION)  # before minutes of work
+        _convert(
+            conversion,
+            "INT8",
+            lambda: _of_one_shape(conversion.calibration_batches(MIN_CALIBRATION)),
+            **options,
+        )
 
 
 def _convert(
@@ -268,23 +271,6 @@ def _convert(
         f"Built in {seconds:.0f} s for {profile.spell('optimum')}; it runs on {target} only.",
         *made.notes,
     ]
-
-
-def _check_calibration(batches: Iterator[Arrays]) -> None:
-    """Counts examples.
-
-    Raises:
-      ConversionError: when they are too few.
-    """
-    count = 0
-    for batch in batches:
-        count += len(next(iter(batch.values())))
-        if count >= MIN_CALIBRATION:
-            return
-    raise ConversionError(
-        f"It is calibrated on {count} examples and needs at least {MIN_CALIBRATION}; give more "
-        "data (--data), or raise --num_calibration."
-    )
 
 
 def _of_one_shape(batches: Iterator[Arrays]) -> Iterator[Arrays]:

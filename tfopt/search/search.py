@@ -337,7 +337,8 @@ class Search:
                     )
                     if len(sessions) > 1:
                         timed = self._time(run, variant.slug, sessions)
-                        values |= _figures(timed, *sessions, variant.slug)
+                        baseline, name = sessions
+                        values |= _figures(timed, baseline, name, variant.slug)
             except ConversionError as error:
                 values["reason"] = str(error)
         if is_done:

@@ -59,6 +59,7 @@ def convert(
         parent=parent,
         batch_size=size,
         calibration=calibration_batches(data, signature, size),
+        num_calibration=0 if data is None else data.num_calibration,
         notes=[] if source.origin is None else [source.origin],
         signature=signature,
         engine=engine or EngineOptions(),
