@@ -149,7 +149,7 @@ class Worker:
                 stderr=log,
                 start_new_session=True,
                 env={
-                    "TF_CPP_MIN_LOG_LEVEL": "2",
+                    "TF_CPP_MIN_LOG_LEVEL": "1",  # warnings say why engines failed
                     # TensorFlow takes all memory of a GPU when it starts, which leaves none for
                     # the other workers; and what a model needs could not be told.
                     "TF_FORCE_GPU_ALLOW_GROWTH": "true",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt.artifact import Artifact
-from tfopt.errors import ConversionError, InputError
+from tfopt.errors import InputError
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure import environment, suitability
 from tfopt.runtimes.base import (
@@ -299,8 +299,12 @@ def _linked() -> libraries.Version:
 
 
 def _loaded() -> libraries.Library:
-    """What TensorFlow would load."""
-    return libraries.find(f"libnvinfer.so.{libraries.spell(_linked())}")
+    """What TensorFlow would load: it asks for the full version, NVIDIA's later builds may not."""
+    linked = _linked()
+    found = libraries.find(f"libnvinfer.so.{libraries.spell(linked)}")
+    if found.version is None and linked[0] >= 10:
+        return libraries.find(f"libnvinfer.so.{linked[0]}")
+    return found
 
 
 def _libraries() -> dict[str, str]:
