@@ -63,7 +63,7 @@ def to_float16(model: Any, float32_nodes: Collection[str] = ()) -> Any:
             f"The ONNX model cannot be converted to float16: {first_line(error)}"
         ) from error
     if kept:
-        _join_float32(found)
+        _join_float32(found, {node.name for node in model.graph.node})
     found.topological_sort()  # the casts of inputs were appended at the end
     return found.model
 
@@ -162,16 +162,32 @@ def _float16_has(scale: Any) -> bool:
         return bool(np.all(np.abs(values.astype(np.float16) - values) <= 1e-3 * np.abs(values)))
 
 
-def _join_float32(model: Any) -> None:
-    """Hands float32 from one node that stays so to the next, where the converter casts between."""
+def _join_float32(model: Any, own: Collection[str]) -> None:
+    """Hands float32 from one node that stays so to the next, where the converter casts between.
+
+    Args:
+      model: an ONNX Runtime `OnnxModel`.
+      own: names of nodes that are not the converter's.
+    """
     import onnx
 
     casts = {node.output[0]: node for node in model.nodes() if node.op_type == "Cast"}
-    widened = [node for node in casts.values() if _cast_to(node) == onnx.TensorProto.FLOAT]
-    for node in widened:
+    joined = {}
+    for name, node in casts.items():
         before = casts.get(node.input[0])
-        if before is not None and _cast_to(before) == onnx.TensorProto.FLOAT16:
-            node.input[0] = before.input[0]  # ONNX Runtime drops what does nothing
+        if (
+            before is not None
+            and _cast_to(node) == onnx.TensorProto.FLOAT
+            and _cast_to(before) == onnx.TensorProto.FLOAT16
+        ):
+            node.input[0] = before.input[0]
+            if before.name not in own:  # it was float32 already
+                joined[name] = before.input[0]
+    for node in model.nodes():
+        for index, name in enumerate(node.input):
+            while name in joined:
+                name = joined[name]
+            node.input[index] = name
     model.prune_graph()
 
 

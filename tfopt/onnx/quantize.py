@@ -13,12 +13,14 @@ import numpy as np
 from tfopt.errors import ConversionError, InputError
 from tfopt.logs import only_errors
 from tfopt.onnx import symmetric
+from tfopt.onnx.opset import raise_opset
 
 CALIBRATIONS = ("minmax", "percentile", "entropy")
 FEW_EXAMPLES = 8
 """With fewer, the result says so: what they do not reach is cut off."""
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 
+_PER_CHANNEL = 13  # the opset that brought scales for each channel
 _CHUNK = 16  # batches whose activations the histogram calibrators hold at a time
 
 Arrays = dict[str, np.ndarray]
@@ -95,7 +97,7 @@ def store_int8_weights(model: Any) -> None:
                 numpy_helper.to_array(constants[name]) for name in node.input
             )
             axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            zeros = zero_point[0] if zero_point else np.uint8(0)
+            zeros = zero_point[0] if zero_point else np.zeros(scale.shape, np.uint8)
             if zeros.dtype in (np.int8, np.uint8) and scale.ndim <= 1:
                 stored = symmetric.quantize(values, scale, zeros, axis)
                 folded[node.output[0]] = numpy_helper.from_array(stored, node.output[0])
@@ -112,17 +114,17 @@ def _prepare(file: Path, prepared: Path, excluded: Collection[str]) -> None:
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    def names(path: Path) -> set[str]:
-        return {node.name for node in onnx.load(path, load_external_data=False).graph.node}
-
-    if unknown := set(excluded) - names(file):
+    model = onnx.load(file)
+    if unknown := set(excluded) - {node.name for node in model.graph.node}:
         raise InputError(
             f"The ONNX model has no node {min(unknown)!r} that could be left out of quantization; "
             "names are those of the nodes in the .onnx file."
         )
-    quant_pre_process(file, prepared, skip_symbolic_shape=True)
-    if not set(excluded) <= names(prepared):
-        quant_pre_process(file, prepared, skip_symbolic_shape=True, skip_optimization=True)
+    whole = prepared.with_name("whole.onnx")  # with its weights
+    onnx.save_model(raise_opset(model, _PER_CHANNEL), whole)
+    quant_pre_process(whole, prepared, skip_symbolic_shape=True)
+    if not set(excluded) <= {node.name for node in onnx.load(prepared).graph.node}:
+        quant_pre_process(whole, prepared, skip_symbolic_shape=True, skip_optimization=True)
 
 
 def _to_s8s8(
@@ -141,7 +143,8 @@ def _to_s8s8(
         for name, found in ranges.data.items()
         if np.isfinite(limit := float(np.abs(found.range_value).max()))
     }
-    model = symmetric.insert_pairs(onnx.load(prepared), limits, per_channel, excluded)
+    model = onnx.load(prepared)
+    symmetric.insert_pairs(model, limits, per_channel, excluded)
     onnx.save_model(model, output)
 
 

@@ -23,24 +23,22 @@ from typing import Any
 import numpy as np
 
 from tfopt.errors import ConversionError
-from tfopt.onnx.opset import raise_opset
 
 OPS = (
     "Add", "AveragePool", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul",
 )  # fmt: skip
 """The operators that are looked at."""
 
-_PER_CHANNEL = 13  # the opset that brought scales for each channel
 _SMALLEST, _LARGEST = 2.0**-24, 65504.0  # of float16
 
 
 def insert_pairs(
     model: Any, limits: Mapping[str, float], per_channel: bool, excluded: Collection[str]
-) -> Any:
-    """A model with pairs of Q and DQ.
+) -> None:
+    """Puts pairs of Q and DQ into a model.
 
     Args:
-      model: in float32; stays as it is.
+      model: in float32, of opset 13 or later; changed in place.
       limits: the largest absolute value of each activation.
       per_channel: whether each channel of weights has a scale of its own.
       excluded: names of nodes that get none.
@@ -50,9 +48,6 @@ def insert_pairs(
     """
     from onnx import numpy_helper
 
-    raised = raise_opset(model, _PER_CHANNEL)
-    model = type(raised)()
-    model.CopyFrom(raised)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     pairs: dict[int, list[Any]] = {}
@@ -83,7 +78,6 @@ def insert_pairs(
     kept = type(graph)(node=nodes)
     graph.ClearField("node")
     graph.node.extend(kept.node)
-    return model
 
 
 def scale_of(limit: np.ndarray | float) -> np.ndarray:
@@ -182,13 +176,14 @@ def _limit(values: np.ndarray, axis: int | None) -> np.ndarray:
 def _pair(tensor: str, scale: str, base: str, axis: int | None) -> list[Any]:
     from onnx import helper
 
-    options = {} if axis is None else {"axis": axis}
-    rounded = helper.make_node(
-        "QuantizeLinear", [tensor, scale, f"{scale}_zero"], [f"{base}_int8"],
-        name=f"{base}_QuantizeLinear", **options,
-    )  # fmt: skip
-    widened = helper.make_node(
-        "DequantizeLinear", [f"{base}_int8", scale, f"{scale}_zero"], [f"{base}_dequantized"],
-        name=f"{base}_DequantizeLinear", **options,
-    )  # fmt: skip
-    return [rounded, widened]
+    made, read = [], tensor
+    for op_type, suffix in (("QuantizeLinear", "int8"), ("DequantizeLinear", "dequantized")):
+        written = f"{base}_{suffix}"
+        node = helper.make_node(
+            op_type, [read, scale, f"{scale}_zero"], [written], name=f"{base}_{op_type}"
+        )
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        made.append(node)
+        read = written
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -13,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import half_graph
+from tfopt import cuda, half_graph
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import first_line
-from tfopt.logs import only_errors
 from tfopt.measure import environment, suitability
 from tfopt.measure.suitability import Suitability
+from tfopt.onnx import half, quantize
 from tfopt.onnx import tensors as onnx_tensors
 from tfopt.onnx.export import to_onnx
+from tfopt.onnx.values import values_inside
 from tfopt.runtimes.base import (
     Activation,
     Arrays,
@@ -34,15 +36,17 @@ from tfopt.runtimes.base import (
 from tfopt.signature import Signature, TensorSpec
 
 FILE = "model.onnx"
-CALIBRATION_CHUNK = 16  # batches whose activations the histogram calibrators hold at a time
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+WARM_UP_RUNS = 3
+INSTALL = "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
 class OnnxRuntimeSession(Session):
     """An `onnxruntime.InferenceSession` with all graph optimizations on.
 
-    With the package onnxruntime-gpu and an NVIDIA GPU it computes there, float32 in TF32 as is
-    ONNX Runtime's default; CUDA_VISIBLE_DEVICES="" keeps it on the processor.
+    With the package onnxruntime-gpu and an NVIDIA GPU it computes there, float32 in TF32 unless the
+    variant says otherwise; CUDA_VISIBLE_DEVICES="" keeps it on the processor. Where cuda-bindings
+    is installed it computes on a stream of ours, so that events can be put into it.
     """
 
     def __init__(
@@ -60,17 +64,37 @@ class OnnxRuntimeSession(Session):
         options.log_severity_level = 3
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
-        providers = _providers()
-        self._session = onnxruntime.InferenceSession(
-            str(artifact.folder / FILE), options, providers=providers
-        )
-        if providers[0] not in self._session.get_providers():  # it goes on without a word
-            raise ConversionError(
-                "ONNX Runtime cannot use the GPU: its libraries of CUDA or cuDNN are missing; "
-                "install them (pip install 'onnxruntime-gpu[cuda,cudnn]'), or set "
-                "CUDA_VISIBLE_DEVICES= to compute on the processor."
+        self._stream: cuda.Stream | None = None
+        with contextlib.ExitStack() as stack:
+            providers: list[Any] = [CPU]
+            if _providers()[0] == CUDA:
+                # Else biases become int32 in the hope of kernels that CUDA has not.
+                options.add_session_config_entry("session.disable_quant_qdq", "1")
+                if cuda.missing() is None:
+                    self._stream = stack.enter_context(cuda.Stream())
+                providers = [(CUDA, self._cuda_options()), CPU]
+            self._session = onnxruntime.InferenceSession(
+                str(artifact.folder / FILE), options, providers=providers
             )
+            if _providers()[0] not in self._session.get_providers():  # it goes on without a word
+                raise ConversionError(
+                    "ONNX Runtime cannot use the GPU: its libraries of CUDA or cuDNN are missing; "
+                    "install them (pip install 'onnxruntime-gpu[cuda,cudnn]'), or set "
+                    "CUDA_VISIBLE_DEVICES= to compute on the processor."
+                )
+            self._opened = stack.pop_all()
         self._names = [output.name for output in self._session.get_outputs()]
+
+    def _cuda_options(self) -> dict[str, str]:
+        """Options of the CUDA provider.
+
+        https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+        """
+        tf32 = dict(self.artifact.variant.options).get("tf32", True)
+        found = {"use_tf32": "1" if tf32 else "0"}
+        if self._stream is not None:
+            found["user_compute_stream"] = str(self._stream.handle)
+        return found
 
     def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
         try:
@@ -80,12 +104,49 @@ class OnnxRuntimeSession(Session):
             raise
         return dict(zip(self._names, outputs, strict=True))
 
+    def device_seconds(self, inputs: Arrays, num_runs: int) -> list[float] | None:  # noqa: D102
+        ends = (*self._session.get_inputs(), *self._session.get_outputs())
+        if self._stream is None or any(end.type == "tensor(string)" for end in ends):
+            return None
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        try:
+            for name, value in inputs.items():
+                on_device = onnxruntime.OrtValue.ortvalue_from_numpy(
+                    np.asarray(value, order="C"), "cuda", 0
+                )
+                binding.bind_ortvalue_input(name, on_device)
+            for name in self._names:
+                binding.bind_output(name, "cuda", 0)
+            binding.synchronize_inputs()
+            for _ in range(WARM_UP_RUNS):
+                self._session.run_with_iobinding(binding)
+        except Exception as error:
+            self.check_inputs(inputs, error)
+            raise
+        # Runs are queued and not waited for, so that an event follows the last kernel at once.
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        events = [cuda.Event() for _ in range(num_runs + 1)]
+        try:
+            events[0].record(self._stream)
+            for event in events[1:]:
+                self._session.run_with_iobinding(binding, options)
+                event.record(self._stream)
+            return [end.seconds_since(begin) for begin, end in itertools.pairwise(events)]
+        finally:
+            self._stream.synchronize()
+            for event in events:
+                event.close()
+
     def end_profiling(self) -> list[dict[str, Any]]:
         """The events of all runs since the session was opened."""
         return json.loads(Path(self._session.end_profiling()).read_text())
 
     def close(self) -> None:  # noqa: D102
         del self._session
+        self._opened.close()
 
 
 class OnnxRuntime(Runtime):
@@ -97,6 +158,16 @@ class OnnxRuntime(Runtime):
 
     def missing(self) -> str | None:  # noqa: D102
         return None
+
+    def remarks(self) -> list[str]:  # noqa: D102
+        if not environment.gpus():
+            return []
+        if _providers()[0] == CUDA:
+            return [f"It computes on {environment.gpus()[0].name} (CUDA)."]
+        return [
+            "It computes on the processor and not on "
+            f"{environment.gpus()[0].name}: the installed onnxruntime has no CUDA; {INSTALL}."
+        ]
 
     def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
         return OnnxRuntimeSession(artifact, num_threads)
@@ -134,26 +205,14 @@ class OnnxRuntime(Runtime):
         self, artifact: Artifact, batches: Iterable[Arrays]
     ) -> Iterator[Activation]:
         import onnx
-        import onnxruntime
 
         model = onnx.shape_inference.infer_shapes(onnx.load(artifact.folder / FILE))
-        tensors = onnx_tensors.floats_inside(model)
-        del model.graph.output[:]
-        model.graph.output.extend(
-            onnx.helper.make_tensor_value_info(tensor.shown, onnx.TensorProto.FLOAT, None)
-            for tensor in tensors
-        )
-        if not tensors:
-            return
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        with tempfile.TemporaryDirectory() as name:
-            file = Path(name, FILE)
-            onnx.save_model(model, file)
-            session = onnxruntime.InferenceSession(str(file), options, providers=[CPU])
-        for batch in batches:
-            for tensor, values in zip(tensors, session.run(None, batch), strict=True):
-                yield Activation(tensor.name, values, tensor.limits, tensor.channel_axis)
+        # A tensor may be quantized once for each of its readers, always alike.
+        tensors = {tensor.name: tensor for tensor in onnx_tensors.floats_inside(model)}
+        shown = [tensor.shown for tensor in tensors.values()]
+        for found in values_inside(model, shown, batches):
+            for name, tensor in tensors.items():
+                yield Activation(name, found[tensor.shown], tensor.limits, tensor.channel_axis)
 
     def read_signature(self, path: Path) -> Signature:  # noqa: D102
         model = _read(path)
@@ -161,13 +220,29 @@ class OnnxRuntime(Runtime):
         inputs = [value for value in model.graph.input if value.name not in initializers]
         return Signature("onnx", _specs(inputs), _specs(model.graph.output))
 
-    @precision("float32", kinds=("saved_model", "onnx"), is_unchanged=True)
-    def float32(self, conversion: Conversion) -> None:
-        """The numbers as they are, as an ONNX file of opset 18."""
+    @precision(
+        "float32",
+        options={"tf32": (True, False)},
+        kinds=("saved_model", "onnx"),
+        is_unchanged=True,
+    )
+    def float32(self, conversion: Conversion, tf32: bool) -> None:
+        """The numbers as they are, as an ONNX file of opset 18.
+
+        On NVIDIA GPUs since Ampere convolutions and matrix products are computed in TF32, with ten
+        bits of mantissa instead of 23, unless `tf32=False`.
+        """
         if conversion.source.kind == "onnx":
             _copy_model(conversion.source.path, conversion.folder)
         else:
             _save(to_onnx(conversion.source.frozen_graph()), conversion.folder / FILE)
+        if _providers()[0] == CUDA:
+            conversion.notes.append(
+                "On CUDA, float32 is computed in TF32 where the GPU has it (compute capability 8.0 "
+                "and later): ten bits of mantissa instead of 23."
+                if tf32
+                else "On CUDA, float32 is computed without TF32."
+            )
 
     @precision(
         "float16",
@@ -182,32 +257,14 @@ class OnnxRuntime(Runtime):
         float32. Gains on GPUs; the CPU kernels cast to float32 and back.
         """
         import onnx
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-        from onnxruntime.transformers.onnx_model import OnnxModel
 
-        loaded = onnx.load(_parent_file(conversion))
-        large = self._beyond_float16(conversion, loaded)
-        model = OnnxModel(
-            convert_float_to_float16(loaded, keep_io_types=True, node_block_list=large)
-        )
+        file = _parent_file(conversion)
+        large = [] if conversion.calibration is None else half.beyond_float16(
+            file, conversion.calibration()
+        )  # fmt: skip
         if large:
-            _join_float32(model)
             conversion.notes.append(half_graph.note_on_large(large))
-        model.topological_sort()  # the casts of inputs were appended at the end
-        _save(model.model, conversion.folder / FILE)
-
-    def _beyond_float16(self, conversion: Conversion, model: Any) -> list[str]:
-        """The nodes that read or make values too large for float16."""
-        if conversion.calibration is None or conversion.parent is None:
-            return []
-        large = {
-            found.name
-            for found in self.activations(conversion.parent, conversion.calibration())
-            if not np.abs(found.values).max(initial=0) <= half_graph.FLOAT16_LIMIT
-        }
-        for index, node in enumerate(model.graph.node):
-            node.name = node.name or f"unnamed_{index}"  # they are kept by their names
-        return [node.name for node in model.graph.node if large & {*node.input, *node.output}]
+        _save(half.to_float16(onnx.load(file), large), conversion.folder / FILE)
 
     @precision(
         "dynamic_range",
@@ -241,7 +298,7 @@ class OnnxRuntime(Runtime):
     @precision(
         "int8",
         options={
-            "calibration": ("minmax", "percentile", "entropy"),
+            "calibration": quantize.CALIBRATIONS,
             "per_channel": (True, False),
         },
         tried=(
@@ -255,44 +312,35 @@ class OnnxRuntime(Runtime):
         is_calibrated=True,
     )
     def int8(self, conversion: Conversion, calibration: str, per_channel: bool) -> None:
-        """uint8 activations and int8 weights in QDQ form, all supported operators.
+        """Activations and weights in QDQ form, all supported operators.
 
-        ONNX Runtime's advice for x86 with VNNI; its default (int8 activations) is slower than
-        float32 on convolutions. Percentile is the 99.999th, entropy minimizes the
-        Kullback-Leibler divergence of histograms with 128 bins
-        (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+        On CPUs uint8 activations and int8 weights, ONNX Runtime's advice for x86 with VNNI; its
+        default (int8 activations) is slower than float32 on convolutions. On CUDA int8 and
+        symmetric, as TensorRT takes it; see `tfopt.onnx.quantize.to_int8`.
         """
-        from onnxruntime.quantization import (
-            CalibrationMethod,
-            QuantFormat,
-            QuantType,
-            quantize_static,
-        )
-        from onnxruntime.quantization.shape_inference import quant_pre_process
+        import onnx
 
-        method = {
-            "minmax": CalibrationMethod.MinMax,
-            "percentile": CalibrationMethod.Percentile,
-            "entropy": CalibrationMethod.Entropy,
-        }[calibration]
-        with tempfile.TemporaryDirectory() as name:
-            prepared = Path(name, "prepared.onnx")
-            quant_pre_process(_parent_file(conversion), prepared, skip_symbolic_shape=True)
-            ranges = Path(name, "ranges.json")
-            _calibrate(prepared, method, conversion.calibration_batches(), ranges)
-            # Its warning asks for the pre-processing that was just done.
-            with only_errors(""):
-                quantize_static(
-                    prepared,
-                    conversion.folder / FILE,
-                    quant_format=QuantFormat.QDQ,
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                    per_channel=per_channel,
-                    calibrate_method=method,
-                    calibration_cache_path=ranges,
-                )
-        _check(conversion.folder / FILE)
+        is_symmetric = _providers()[0] == CUDA
+        file = conversion.folder / FILE
+        conversion.notes += quantize.to_int8(
+            _parent_file(conversion),
+            file,
+            conversion.calibration_batches(),
+            calibration=calibration,
+            per_channel=per_channel,
+            is_symmetric=is_symmetric,
+        )
+        if is_symmetric:
+            model = onnx.load(file)
+            quantize.store_int8_weights(model)
+            onnx.save_model(model, file)
+            conversion.notes.append(
+                "Activations and weights are int8 with zero points of 0, as NVIDIA's libraries "
+                "want them. ONNX Runtime has no int8 convolutions and matrix products for CUDA: it "
+                "rounds to int8 and computes in float32, which shows the accuracy of int8 but is "
+                "not fast; int8@tensorrt computes in int8."
+            )
+        _check(file)
 
 
 @functools.cache
@@ -327,23 +375,6 @@ def _dtype(event: dict[str, Any]) -> str:
     return known.get(types[0], types[0]) if types else ""
 
 
-def _join_float32(model: Any) -> None:
-    """Hands float32 from one node that stays so to the next, where the converter casts between."""
-    import onnx
-
-    casts = {node.output[0]: node for node in model.nodes() if node.op_type == "Cast"}
-    widened = [node for node in casts.values() if _cast_to(node) == onnx.TensorProto.FLOAT]
-    for node in widened:
-        before = casts.get(node.input[0])
-        if before is not None and _cast_to(before) == onnx.TensorProto.FLOAT16:
-            node.input[0] = before.input[0]  # ONNX Runtime drops what does nothing
-    model.prune_graph()
-
-
-def _cast_to(node: Any) -> int:
-    return next(attribute.i for attribute in node.attribute if attribute.name == "to")
-
-
 def _save(model: Any, file: Path) -> None:
     import onnx
 
@@ -367,40 +398,6 @@ def _check(file: Path) -> None:
         onnxruntime.InferenceSession(str(file), options, providers=[CPU])
     except Exception as error:  # neither has a common base class for its errors
         raise ConversionError(f"The ONNX file is not valid: {first_line(error)[:300]}") from error
-
-
-def _calibrate(
-    file: Path, method: Any, batches: Iterator[Arrays], ranges: Path
-) -> None:  # fmt: skip
-    """Finds the range of every activation and writes it where `quantize_static` reads it.
-
-    The histogram calibrators hold all activations of all batches that one `collect_data` call
-    reads, so they get a few batches at a time.
-    """
-    from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
-    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-
-    calibrator = create_calibrator(
-        file,
-        sorted({*QDQRegistry, *QLinearOpsRegistry}),
-        augmented_model_path=str(file.with_name("augmented.onnx")),
-        calibrate_method=method,
-        extra_options={"symmetric": False},
-    )
-    batches = iter(batches)
-    while chunk := list(itertools.islice(batches, CALIBRATION_CHUNK)):
-        calibrator.collect_data(_Reader(chunk))
-    save_tensors_data(calibrator.compute_data(), ranges)
-
-
-class _Reader:
-    """The reader that ONNX Runtime's calibrators ask for: one batch a call, then None."""
-
-    def __init__(self, batches: Iterable[Arrays]):
-        self._batches = iter(batches)
-
-    def get_next(self) -> Arrays | None:
-        return next(self._batches, None)
 
 
 def _parent_file(conversion: Conversion) -> Path:

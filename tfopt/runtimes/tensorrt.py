@@ -1,0 +1,367 @@
+"""TensorRT: the whole model in one engine, from an ONNX file, with any TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfopt import runtimes
+from tfopt.artifact import Artifact
+from tfopt.errors import ConversionError, InputError
+from tfopt.measure import environment, suitability
+from tfopt.runtimes.base import (
+    Arrays,
+    Conversion,
+    Layer,
+    Runtime,
+    Session,
+    WholeNumber,
+    precision,
+)
+from tfopt.trt import build, cache, inspector, provider, provider_library, shapes, trtexec
+from tfopt.trt.profiles import Profile
+from tfopt.trt.session import ENGINE, EngineSession
+from tfopt.trt.spec import Built, EngineSpec
+from tfopt.trt.target import Record, Target
+from tfopt.variant import Value, Variant
+
+FILE = "model.onnx"
+LAYERS = "layers.json"
+MIN_CALIBRATION = 8  # examples; ranges of fewer are chance
+BUILDERS = ("python", "trtexec", "onnxruntime")
+OPTIONS: dict[str, tuple[Value, ...] | WholeNumber] = {
+    "builder": ("any", *BUILDERS),
+    "shapes": ("static", "dynamic"),
+    "workspace_mib": WholeNumber(None),
+}
+NUM_NAMED = 5
+
+
+class TensorRT(Runtime):
+    """Engines of TensorRT 8.6, 10 and 11, built from ONNX files and run by themselves.
+
+    They are built with TensorRT's Python API, with `trtexec`, or by ONNX Runtime, which then runs
+    them, too.
+    """
+
+    name = "tensorrt"
+    packages = ("onnx", "tf2onnx", "cuda-bindings")
+    library = "tfopt.trt.session"
+    has_engines = True
+
+    def missing(self) -> str | None:  # noqa: D102
+        if not environment.gpus():
+            return (
+                "it needs an NVIDIA GPU, and nvidia-smi finds none that CUDA_VISIBLE_DEVICES "
+                "leaves visible."
+            )
+        by_itself = build.missing()
+        if by_itself is None or provider_library.missing() is None:
+            return None
+        return by_itself
+
+    def versions(self) -> dict[str, str]:  # noqa: D102
+        found = super().versions()
+        return found if self.missing() else found | _libraries(_builder("any"))
+
+    def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
+        record = Record.open(artifact.folder)
+        builder = record.details["builder"]
+        if builder == "onnxruntime":
+            record.check_runs_here(artifact.folder, Target.here(_libraries(builder)))
+            return provider.ProviderSession(artifact, num_threads)
+        if reason := build.missing():
+            raise InputError(f"{artifact.folder} holds an engine, and {reason}")
+        # Whoever built it, the Python API runs it.
+        record.check_runs_here(artifact.folder, Target.here(_libraries("python")))
+        return EngineSession(artifact)
+
+    def layers(  # noqa: D102
+        self, artifact: Artifact, batches: Sequence[Arrays], num_threads: int | None
+    ) -> list[Layer]:
+        del batches, num_threads
+        file = artifact.folder / LAYERS
+        return inspector.layers(json.loads(file.read_text())) if file.is_file() else []
+
+    def rebuild(self, artifact: Artifact, folder: Path) -> list[str]:  # noqa: D102
+        record = Record.open(artifact.folder)
+        left_behind = (ENGINE, LAYERS, provider.ENGINES, provider.RECORD, "*.json")
+        shutil.copytree(
+            artifact.folder, folder, dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns(*left_behind),
+        )  # fmt: skip
+        asked = record.details["spec"]
+        spec = EngineSpec(
+            profile=record.profile,
+            **{**asked, "float32_layers": tuple(asked["float32_layers"])},
+        )
+        return _build(folder, spec, record.details["builder"], cache.default_folder())
+
+    @precision("float32", options={**OPTIONS, "tf32": (True, False)}, kinds=("saved_model", "onnx"))
+    def float32(self, conversion: Conversion, tf32: bool, **options: Any) -> None:
+        """float32 in and out; products in TF32, with ten bits of mantissa, unless `tf32=False`.
+
+        On GPUs with Tensor Cores TF32 is what TensorFlow itself does by default. Kernels are fused
+        and chosen by timing them. `builder` names who builds the engine; by default the first
+        that is there of TensorRT's Python API and ONNX Runtime's provider.
+        """
+        builder = _builder(options["builder"])
+        _prepare(conversion)
+        _finish(conversion, builder, options, precision="float32", tf32=tf32)
+        conversion.notes.append(
+            "Products of float32 are computed in TF32, as TensorFlow does by itself."
+            if tf32
+            else "Products of float32 are computed in float32, without TF32."
+        )
+
+    @precision(
+        "float16",
+        options=OPTIONS,
+        kinds=("saved_model", "onnx"),
+        suitability=lambda: _suitability("float16"),
+    )
+    def float16(self, conversion: Conversion, **options: Any) -> None:
+        """float16 kernels; inputs and outputs keep their types.
+
+        Until TensorRT 10 float16 is allowed, and taken where it is faster. Since TensorRT 11
+        networks are strongly typed: the file is cast to float16. Operations whose values on real examples
+        come near the largest of float16 (65504) stay float32, and so do the layers that
+        `float32_layers` names.
+        """
+        from tfopt.onnx import half
+
+        builder = _builder(options["builder"])
+        _prepare(conversion)
+        kept = _named(conversion)
+        if conversion.calibration is not None:
+            large = half.beyond_float16(conversion.folder / FILE, conversion.calibration())
+            kept = list(dict.fromkeys([*kept, *large]))
+        is_typed = _needs_types(builder) or (builder == "onnxruntime" and bool(kept))
+        if is_typed:
+            _rewrite(conversion.folder / FILE, lambda model: half.to_float16(model, kept))
+        _note_kept(conversion, kept)
+        _finish(
+            conversion, builder, options, precision="float16", is_strongly_typed=is_typed,
+            float32_layers=() if is_typed else tuple(kept),
+        )  # fmt: skip
+
+    @precision(
+        "int8",
+        options={**OPTIONS, "calibration": ("minmax", "percentile", "entropy")},
+        kinds=("saved_model", "onnx"),
+        is_calibrated=True,
+        suitability=lambda: _suitability("int8"),
+    )
+    def int8(self, conversion: Conversion, calibration: str, **options: Any) -> None:
+        """int8 products by symmetric pairs of quantization in the file; the rest in float16.
+
+        Ranges of activations are from real examples (`minmax`, `percentile` or `entropy`, see
+        `tfopt.onnx.quantize`), scales of weights are by channel, and all versions of TensorRT get
+        the same pairs: their own calibrators are gone since TensorRT 11. A file that holds pairs
+        already, from training with quantization, keeps them.
+        """
+        import onnx
+
+        from tfopt.onnx import half, quantize
+
+        builder = _builder(options["builder"])
+        _prepare(conversion)
+        file, kept = conversion.folder / FILE, _named(conversion)
+        nodes = onnx.load(file, load_external_data=False).graph.node
+        if any(node.op_type == "QuantizeLinear" for node in nodes):
+            conversion.notes.append("Ranges are those that the model was trained with.")
+        else:
+            batches = conversion.calibration_batches(MIN_CALIBRATION)
+            original = file.with_name("float32.onnx")
+            file.rename(original)
+            conversion.notes += quantize.to_int8(
+                original, file, batches,
+                calibration=calibration, per_channel=True, is_symmetric=True, excluded=kept,
+            )  # fmt: skip
+            original.unlink()
+        is_typed = _needs_types(builder)
+        if is_typed:
+            _rewrite(file, lambda model: half.to_float16(model, kept))
+        _note_kept(conversion, kept)
+        _finish(
+            conversion, builder, options, precision="int8", is_strongly_typed=is_typed,
+            float32_layers=() if is_typed or builder == "onnxruntime" else tuple(kept),
+        )  # fmt: skip
+
+
+def _builder(asked: Value) -> str:
+    """Who builds.
+
+    Raises:
+      ConversionError: when that one is not there.
+    """
+    reasons: dict[str, Callable[[], str | None]] = {
+        "python": build.missing,
+        "trtexec": trtexec.missing,
+        "onnxruntime": provider_library.missing,
+    }
+    if asked == "any":
+        return "python" if build.missing() is None else "onnxruntime"
+    if reason := reasons[str(asked)]():
+        raise ConversionError(f"builder={asked} cannot be used here: {reason}")
+    return str(asked)
+
+
+def _libraries(builder: str) -> dict[str, str]:
+    """Versions that engines of a builder belong to."""
+    if builder == "onnxruntime":
+        return provider_library.versions()
+    if builder == "trtexec":
+        program = trtexec.find()
+        version = "" if program is None else trtexec.version(program) or ""
+    else:
+        version = build.load().__version__
+    return {"TensorRT": ".".join(version.split(".")[:3])}
+
+
+def _needs_types(builder: str) -> bool:
+    """Whether the builder's TensorRT takes precisions from the file alone."""
+    if builder == "python":
+        return build.needs_strong_typing()
+    return int(_libraries(builder).get("TensorRT", "0").split(".")[0] or 0) >= 11
+
+
+def _prepare(conversion: Conversion) -> None:
+    """Writes the ONNX file: the one of `float32@onnxruntime`, whose notes are of no interest."""
+    alone = dataclasses.replace(conversion, notes=[])
+    runtimes.get("onnxruntime").convert(Variant("float32", "onnxruntime"), alone)
+
+
+def _named(conversion: Conversion) -> list[str]:
+    """The nodes that the user wants in float32.
+
+    Raises:
+      InputError: when a pattern matches no node.
+    """
+    import onnx
+
+    graph = onnx.load(conversion.folder / FILE, load_external_data=False).graph
+    names = [node.name for node in graph.node if node.name]
+    found: dict[str, None] = {}
+    for pattern in conversion.engine.float32_layers:
+        matches = fnmatch.filter(names, pattern)
+        if not matches:
+            some = ", ".join(names[:NUM_NAMED])
+            raise InputError(
+                f"No layer matches {pattern!r} of --float32_layers; the layers are {some}, … "
+                f"({len(names)} in all)."
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _note_kept(conversion: Conversion, kept: Collection[str]) -> None:
+    if kept:
+        some = ", ".join(list(kept)[:NUM_NAMED])
+        more = f" and {len(kept) - NUM_NAMED} more" if len(kept) > NUM_NAMED else ""
+        conversion.notes.append(f"Kept in float32: {some}{more}.")
+
+
+def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:
+    import onnx
+
+    onnx.save_model(change(onnx.load(file)), file)
+
+
+def _finish(conversion: Conversion, builder: str, options: dict[str, Any], **asked: Any) -> None:
+    """Chooses the shapes, builds the engine and writes down what it is."""
+    profile = shapes.choose(conversion, options["shapes"])
+    signature = conversion.source.signature
+    if profile.is_fixed:
+        _fix_shapes(conversion.folder / FILE, profile)
+        signature = signature.with_batch_size(profile.batch_size)
+    mib = options["workspace_mib"]
+    spec = EngineSpec(
+        profile=profile, workspace_bytes=None if mib is None else mib << 20, **asked
+    )  # fmt: skip
+    folder = conversion.engine.cache_folder or cache.default_folder()
+    conversion.notes += _build(conversion.folder, spec, builder, folder)
+    conversion.signature = signature
+
+
+def _fix_shapes(file: Path, profile: Profile) -> None:
+    """Writes the one shape into the file, which tells TensorRT more than a profile."""
+
+    def fix(model: Any) -> Any:
+        from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_input_shape_fixed
+
+        for name, found in profile.inputs.items():
+            make_input_shape_fixed(model.graph, name, list(found.optimum))
+        del model.graph.value_info[:]
+        fix_output_shapes(model)
+        return model
+
+    _rewrite(file, fix)
+
+
+def _build(folder: Path, spec: EngineSpec, builder: str, cache_folder: Path) -> list[str]:
+    """Builds, or takes from the cache, the engine of a folder with an ONNX file.
+
+    Returns:
+      Sentences for the user.
+    """
+    target = Target.here(_libraries(builder))
+    onnx_file, engine_file = folder / FILE, folder / ENGINE
+    spec = dataclasses.replace(spec, timing_cache=cache.timing_file(cache_folder, target))
+    key, notes = cache.engine_key(target, onnx_file, spec, builder), []
+    built = None if builder == "onnxruntime" else cache.fetch(cache_folder, key, engine_file)
+    if built is not None:
+        notes.append("The engine was taken from the cache of an earlier build.")
+    elif builder == "onnxruntime":
+        built = provider.build(onnx_file, folder, spec)
+    else:
+        builders = {"python": build.build, "trtexec": trtexec.build}
+        built = builders[builder](onnx_file, engine_file, spec)
+        cache.keep(cache_folder, key, engine_file, built)
+    if inspector.is_silently_float32(built.layers, spec.precision):
+        raise ConversionError(
+            f"TensorRT built an engine in which nothing is {spec.precision}: it would be float32."
+        )
+    if built.layers:
+        (folder / LAYERS).write_text(json.dumps(list(built.layers)))
+    asked = {
+        field.name: getattr(spec, field.name)
+        for field in dataclasses.fields(spec)
+        if field.name not in ("profile", "timing_cache")
+    }
+    details = {
+        "builder": builder,
+        "spec": asked,
+        "build_seconds": round(built.seconds, 1),
+        "num_engines": int(built.figures.get("num_engines", 1)),
+        "figures": dict(built.figures),
+    }
+    Record(target, spec.profile, details).save(folder)
+    return [
+        f"Built with {built.builder} in {built.seconds:.0f} s for "
+        f"{spec.profile.spell('optimum')}; it runs on {target} only.",
+        *inspector.report(built.layers, spec.precision),
+        *_of_memory(built),
+        *built.notes,
+        *notes,
+    ]
+
+
+def _of_memory(built: Built) -> list[str]:
+    size = built.figures.get("device_memory_bytes")
+    return [] if size is None else [f"Its activations take {size / 2**20:,.1f} MiB on the GPU."]
+
+
+def _suitability(dtype: str) -> suitability.Suitability:
+    gpus = environment.gpus()
+    if not gpus:
+        return suitability.Suitability(False, "TensorRT needs an NVIDIA GPU, and there is none.")
+    return suitability.gpu(dtype, gpus[0].compute_capability)
+
+
+RUNTIME = TensorRT()

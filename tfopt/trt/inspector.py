@@ -1,0 +1,84 @@
+"""In which precision each layer of an engine computes, by TensorRT's engine inspector."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfopt.runtimes.base import Layer
+
+# Spellings of TensorRT 8 ("Thirty-two wide … Int8 format") and 10 ("Half", "FP16").
+_DTYPES = {
+    "Int8": "int8", "FP8": "float8", "FP16": "float16", "Half": "float16", "BF16": "bfloat16",
+    "BFloat16": "bfloat16", "FP32": "float32", "Float": "float32", "Int32": "int32",
+    "Int64": "int64", "Bool": "bool", "UInt8": "uint8",
+}  # fmt: skip
+_DTYPE = re.compile(rf"\b({'|'.join(_DTYPES)})\b", re.IGNORECASE)
+_BY_LOWER = {spelling.lower(): dtype for spelling, dtype in _DTYPES.items()}
+# What hands values on, or changes their form, is no layer that computes.
+_HELPERS = frozenset(
+    ["Reformat", "NoOp", "Shuffle", "Constant", "Cast", "Quantize", "Dequantize", "Signal", "Wait",
+     "ShapeHostToDevice", "ShapeHostToDeviceNode", "TrainStation", "Slice", "Gather"]
+)  # fmt: skip
+NUM_NAMED = 3
+
+
+def dtype_of(layer: Mapping[str, Any]) -> str:
+    """What a layer computes in: the narrowest type of its inputs; of its outputs without inputs.
+
+    An int8 convolution takes int8 and may give float32. Empty where the inspector does not say.
+    """
+    for side in ("Inputs", "Outputs"):
+        found = [
+            _BY_LOWER[match[1].lower()]
+            for tensor in layer.get(side) or ()
+            if (match := _DTYPE.search(_format(tensor)))
+        ]
+        for dtype in ("int8", "float8", "float16", "bfloat16", "float32"):
+            if dtype in found:
+                return dtype
+        if found:
+            return found[0]
+    return ""
+
+
+def _format(tensor: Any) -> str:
+    if not isinstance(tensor, Mapping):
+        return ""
+    return str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
+
+
+def layers(found: Sequence[Mapping[str, Any]]) -> list[Layer]:
+    """The layers as every runtime gives them."""
+    return [
+        Layer(
+            str(layer.get("Name", "")),
+            str(layer.get("LayerType", "")) or "layer",
+            dtype_of(layer),
+            executor="TensorRT",
+        )
+        for layer in found
+    ]
+
+
+def report(found: Sequence[Mapping[str, Any]], precision: str) -> list[str]:
+    """Sentences: how many layers compute in what, and which did not take the precision."""
+    working = [layer for layer in layers(found) if layer.op not in _HELPERS]
+    if not working:
+        return []
+    counts = Counter(layer.dtype or "an untold type" for layer in working)
+    parts = ", ".join(f"{count} in {dtype}" for dtype, count in counts.most_common())
+    sentences = [f"The engine has {len(working)} layers that compute: {parts}."]
+    if precision in ("float16", "int8") and counts[precision] < len(working):
+        others = [layer.name for layer in working if layer.dtype != precision]
+        more = f" and {len(others) - NUM_NAMED} more" if len(others) > NUM_NAMED else ""
+        sentences.append(f"Not in {precision} are {', '.join(others[:NUM_NAMED])}{more}.")
+    return sentences
+
+
+def is_silently_float32(found: Sequence[Mapping[str, Any]], precision: str) -> bool:
+    """Whether an engine that was to be float16 or int8 has no such layer at all."""
+    told = [layer.dtype for layer in layers(found) if layer.dtype]
+    return precision in ("float16", "int8") and bool(told) and precision not in told

@@ -1,0 +1,157 @@
+"""Running an engine with TensorRT's Python API: host arrays in, host arrays out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfopt import cuda
+from tfopt.artifact import Artifact
+from tfopt.errors import ConversionError, InputError
+from tfopt.runtimes.base import Arrays, Session
+from tfopt.trt import build
+from tfopt.trt.target import Record
+
+ENGINE = "model.engine"
+NUM_WARM_UPS = 3
+# TensorRT before 10 has no int64: it takes and gives int32 in its place.
+_NARROWED = {np.dtype(np.int64): np.dtype(np.int32), np.dtype(np.float64): np.dtype(np.float32)}
+
+
+class EngineSession(Session):
+    """An execution context with buffers on the GPU, as large as the profile's largest shapes."""
+
+    def __init__(self, artifact: Artifact):
+        super().__init__(artifact)
+        trt = build.load()
+        self._profile = Record.open(artifact.folder).profile
+        self._logger = build.new_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(
+            (artifact.folder / ENGINE).read_bytes()
+        )
+        if self._engine is None:
+            raise ConversionError(
+                f"The engine in {artifact.folder} cannot be loaded: {self._logger.reason()}"
+            )
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise cuda.OutOfMemoryError(
+                "The GPU has no memory for the engine's activations; free some, or use smaller "
+                "batches."
+            )
+        self._stream = cuda.Stream()
+        self._buffers: dict[str, cuda.Buffer] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, np.dtype] = {}
+        self._is_input: dict[str, bool] = {}
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            self._dtypes[name] = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+            mode = self._engine.get_tensor_mode(name)
+            self._is_input[name] = mode == trt.TensorIOMode.INPUT
+        self._wanted = {spec.name: np.dtype(spec.dtype) for spec in self.signature.outputs}
+
+    def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
+        held = self._start(inputs)
+        outputs = {}
+        for name, shape in self._output_shapes().items():
+            outputs[name] = np.empty(shape, self._dtypes[name])
+            self._buffers[name].copy_to(outputs[name], self._stream)
+        self._stream.synchronize()
+        del held  # the copies to the GPU read it until here
+        return {
+            name: value if value.dtype == self._wanted[name] else value.astype(self._wanted[name])
+            for name, value in outputs.items()
+        }
+
+    def device_seconds(self, inputs: Arrays, num_runs: int) -> list[float] | None:  # noqa: D102
+        held = self._start(inputs)
+        self._stream.synchronize()
+        del held
+        begin, end = cuda.Event(), cuda.Event()
+        times = []
+        for _ in range(NUM_WARM_UPS + num_runs):
+            begin.record(self._stream)
+            self._execute()
+            end.record(self._stream)
+            times.append(end.seconds_since(begin))
+        begin.close()
+        end.close()
+        return times[NUM_WARM_UPS:]
+
+    def close(self) -> None:  # noqa: D102
+        for buffer in self._buffers.values():
+            buffer.close()
+        self._buffers.clear()
+        self._stream.close()
+        del self._context, self._engine, self._runtime
+
+    def _start(self, inputs: Arrays) -> list[np.ndarray]:
+        """Queues the copies of the inputs and the run; returns what must live until both ended."""
+        held = []
+        try:
+            shapes = {name: tuple(inputs[name].shape) for name in self.signature.input_names}
+            if shapes != {name: self._shapes.get(name) for name in shapes} or (
+                len(inputs) != len(shapes)
+            ):
+                self._take_shapes(inputs)
+            for name, dtype in self._dtypes.items():
+                if not self._is_input[name]:
+                    continue
+                value = inputs[name]
+                if value.dtype != dtype and _NARROWED.get(value.dtype) != dtype:
+                    raise TypeError(f"{name} is {value.dtype}")
+                held.append(np.ascontiguousarray(value, dtype))
+                self._buffers[name].copy_from(held[-1], self._stream)
+        except (KeyError, TypeError, AttributeError) as error:
+            self.check_inputs(inputs, error)
+            raise
+        self._execute()
+        return held
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise ConversionError(f"The engine does not run: {self._logger.reason()}")
+
+    def _take_shapes(self, inputs: Arrays) -> None:
+        """Tells the context new shapes, and makes room for what comes out.
+
+        Raises:
+          InputError: when they lie outside the profile.
+        """
+        if set(inputs) != set(self._profile.inputs):
+            raise KeyError("names")
+        if (outside := self._profile.outside(inputs)) is not None:
+            raise InputError(outside)
+        self._shapes.clear()
+        for name, value in inputs.items():
+            if name in self._dtypes and not self._context.set_input_shape(name, value.shape):
+                raise ConversionError(f"The engine refuses the shape: {self._logger.reason()}")
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        for name, dtype in self._dtypes.items():
+            shape = shapes.get(name) if self._is_input[name] else self._output_shape(name)
+            self._make_room(name, int(np.prod(shape or (), dtype=np.int64)) * dtype.itemsize)
+        self._shapes = shapes
+
+    def _make_room(self, name: str, num_bytes: int) -> None:
+        if (found := self._buffers.get(name)) is None or found.num_bytes < num_bytes:
+            if found is not None:
+                found.close()
+            self._buffers[name] = cuda.Buffer(num_bytes)
+            self._context.set_tensor_address(name, self._buffers[name].address)
+
+    def _output_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            name: self._output_shape(name)
+            for name, is_input in self._is_input.items()
+            if not is_input
+        }
+
+    def _output_shape(self, name: str) -> tuple[int, ...]:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if -1 in shape:
+            raise ConversionError(
+                f"The shape of output {name} depends on values, which this session has no room "
+                "for; run the model with onnxruntime."
+            )
+        return shape
