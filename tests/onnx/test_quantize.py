@@ -94,7 +94,8 @@ class TestSymmetric:
         step = float(scales["flat"]) * np.abs(models.WEIGHTS["g"]).max()
         np.testing.assert_allclose(outputs, wanted, atol=1.01 * step)
         assert np.median(np.abs(outputs - wanted)) < 1e-5
-        assert 1e-4 < models.error(outputs, models.run(models.conv_relu_gemm(), x)) < 0.03
+        error = models.error(outputs, models.run(models.conv_relu_gemm(), x))
+        assert 1e-4 < error < (0.2 if calibration == "entropy" else 0.03)
 
     def test_channels_of_small_weights_keep_their_steps(self, to_int8):
         """One scale for all would leave the first channel, a 300th of the third, 0 or 1 steps."""
@@ -282,13 +283,23 @@ class TestBoth:
         """Of many batches, more than are held at a time."""
         x = models.random(40, 3, 6, 6)
         x[-1] *= 10
-        for calibration in quantize.CALIBRATIONS:
+        for calibration in ("minmax", "percentile"):
             found = to_int8(models.conv_relu_gemm(), models.batches(1, x), calibration=calibration)
             few = to_int8(
                 models.conv_relu_gemm(), models.batches(1, x[:-1]), calibration=calibration
             )
             scales = [models.arrays(model)["x_scale"] for model in (found, few)]
             assert scales[0] > scales[1] * (5 if calibration == "minmax" else 1)
+
+    def test_rare_values_are_cut_off_when_asked(self, to_int8):
+        x = np.random.default_rng(0).standard_t(2, size=(64, 3, 6, 6)).astype(np.float32)
+        scales = {}
+        for calibration in quantize.CALIBRATIONS:
+            found = to_int8(models.conv_relu_gemm(), models.batches(8, x), calibration=calibration)
+            scales[calibration] = float(models.arrays(found)["x_scale"])
+        assert scales["minmax"] == pytest.approx(np.abs(x).max() / 127, rel=1e-3)
+        assert scales["percentile"] < scales["minmax"]
+        assert scales["entropy"] < scales["minmax"]
 
     def test_asymmetric_activations_are_uint8(self, to_int8):
         found = to_int8(models.conv_relu_gemm(), is_symmetric=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ def to_onnx(graph: FrozenGraph) -> Any:
 
     unsupported = _Collect(logging.getLogger("tf2onnx.tfonnx"))
     try:
-        with unsupported:
+        with unsupported, _numbered_anew():
             model, _ = convert.from_graph_def(
                 graph.graph_def,
                 input_names=list(graph.input_tensors),
@@ -41,6 +43,22 @@ def to_onnx(graph: FrozenGraph) -> Any:
     renamed.update(zip(graph.output_tensors, graph.signature.output_names, strict=True))
     _rename_tensors(model.graph, renamed)
     return model
+
+
+@contextlib.contextmanager
+def _numbered_anew() -> Iterator[None]:
+    """tf2onnx numbers what it names through the whole process.
+
+    Numbered from the start, the same graph gives the same file: engines are found in the cache, and
+    layers are called the same at each conversion.
+    """
+    from tf2onnx import utils
+
+    before, utils.INTERNAL_NAME = utils.INTERNAL_NAME, 1
+    try:
+        yield
+    finally:
+        utils.INTERNAL_NAME = max(before, utils.INTERNAL_NAME)
 
 
 def _convert_erfc(context: Any, node: Any, name: str, args: Any) -> None:

@@ -129,8 +129,8 @@ class TensorRT(Runtime):
         """float16 kernels; inputs and outputs keep their types.
 
         Until TensorRT 10 float16 is allowed, and taken where it is faster. Since TensorRT 11
-        networks are strongly typed: the file is cast to float16. Operations whose values on real examples
-        come near the largest of float16 (65504) stay float32, and so do the layers that
+        networks are strongly typed: the file is cast to float16. Operations whose values on real
+        examples come near the largest of float16 (65504) stay float32, and so do the layers that
         `float32_layers` names.
         """
         from tfopt.onnx import half

@@ -162,7 +162,7 @@ def _build_once(onnx_file: Path, engine_file: Path, spec: EngineSpec) -> Built:
     engine_file.write_bytes(serialized)
     if spec.timing_cache is not None:
         _save_timings(spec.timing_cache, timings)
-    layers, figures = _inspect(trt, logger, serialized)
+    layers, figures = _inspect(trt, logger, serialized, spec)
     return Built(
         f"tensorrt {trt.__version__}", time.perf_counter() - begin, layers, figures, ()
     )  # fmt: skip
@@ -253,13 +253,20 @@ def _save_timings(file: Path, timings: Any) -> None:
 
 
 def _inspect(
-    trt: Any, logger: Any, serialized: Any
+    trt: Any, logger: Any, serialized: Any, spec: EngineSpec
 ) -> tuple[tuple[dict[str, Any], ...], dict[str, float]]:
     """The layers of an engine, and its figures."""
     engine = trt.Runtime(logger).deserialize_cuda_engine(serialized)
     if engine is None:
         raise ConversionError(f"The engine was built but cannot be loaded: {logger.reason()}")
     inspector = engine.create_engine_inspector()
+    # Where shapes are free, the types of tensors are told for a context with shapes only.
+    if (context := engine.create_execution_context()) is not None:
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            if name in spec.profile.inputs:
+                context.set_input_shape(name, spec.profile.inputs[name].optimum)
+        inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     layers = json.loads(text).get("Layers", [])
     size = getattr(engine, "device_memory_size_v2", None)
