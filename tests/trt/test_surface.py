@@ -68,7 +68,8 @@ def calls(file):
         if isinstance(owner, ast.Attribute) and getattr(owner.value, "id", "") == "trt":
             found.add((owner.attr, node.attr))  # trt.BuilderFlag.TF32
             continue
-        name = getattr(owner, "id", None) or getattr(owner, "attr", None)
+        attribute = getattr(owner, "attr", "")  # of self, such as self._engine
+        name = getattr(owner, "id", attribute if attribute.startswith("_") else "")
         if name not in HOLDS:
             continue
         if HOLDS[name] is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from tfopt.errors import ConversionError
 from tfopt.graph import FrozenGraph, first_line
 
 OPSET = 18  # the highest that tf2onnx writes
+_FOLDED = re.compile(r"const_fold_opt__\d+")
 
 
 def to_onnx(graph: FrozenGraph) -> Any:
@@ -41,8 +43,17 @@ def to_onnx(graph: FrozenGraph) -> Any:
         raise ConversionError(f"tf2onnx cannot convert this model: {unsupported.message}")
     renamed = dict(zip(graph.input_tensors, graph.signature.input_names, strict=True))
     renamed.update(zip(graph.output_tensors, graph.signature.output_names, strict=True))
-    _rename_tensors(model.graph, renamed)
+    _rename_tensors(model.graph, renamed | _folded_in_order(model.graph))
+    initializers = sorted(model.graph.initializer, key=lambda tensor: tensor.name)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(initializers)
     return model
+
+
+def _folded_in_order(graph: Any) -> dict[str, str]:
+    """Names of folded constants by where they are used; tf2onnx numbers them as they come."""
+    used = [name for node in graph.node for name in node.input if _FOLDED.fullmatch(name)]
+    return {name: f"folded_{index}" for index, name in enumerate(dict.fromkeys(used))}
 
 
 @contextlib.contextmanager
