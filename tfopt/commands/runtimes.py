@@ -19,6 +19,8 @@ def run(values: flags.FlagValues) -> int:
         reason = runtime.missing()
         versions = ", ".join(f"{name} {version}" for name, version in runtime.versions().items())
         print(f"{runtime.name}: {f'not available, {reason}' if reason else versions}")
+        for remark in runtime.remarks() if reason is None else ():
+            print(f"  {remark}")
         for precision in runtime.precisions.values():
             options = "; ".join(f"{name}: {values}" for name, values in precision.options.items())
             notes = [options] if options else []

@@ -69,6 +69,18 @@ class TensorRT(Runtime):
         found = super().versions()
         return found if self.missing() else found | _libraries(_builder("any"))
 
+    def remarks(self) -> list[str]:  # noqa: D102
+        reasons = {
+            "TensorRT's Python API": build.missing(),
+            "trtexec": trtexec.missing(),
+            "ONNX Runtime's provider": provider_library.missing(),
+        }
+        there = [name for name, reason in reasons.items() if reason is None]
+        return [
+            f"Engines can be built by {' and '.join(there)}.",
+            *(f"Not by {name}: {reason}" for name, reason in reasons.items() if reason),
+        ]
+
     def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
         record = Record.open(artifact.folder)
         builder = record.details["builder"]
@@ -186,6 +198,9 @@ class TensorRT(Runtime):
             original.unlink()
         is_typed = _needs_types(builder)
         if is_typed:
+            if conversion.calibration is not None:
+                large = half.beyond_float16(file, conversion.calibration())
+                kept = list(dict.fromkeys([*kept, *large]))
             _rewrite(file, lambda model: half.to_float16(model, kept))
         _note_kept(conversion, kept)
         _finish(
@@ -235,6 +250,22 @@ def _prepare(conversion: Conversion) -> None:
     """Writes the ONNX file: the one of `float32@onnxruntime`, whose notes are of no interest."""
     alone = dataclasses.replace(conversion, notes=[])
     runtimes.get("onnxruntime").convert(Variant("float32", "onnxruntime"), alone)
+    _name_nodes(conversion.folder / FILE)
+
+
+def _name_nodes(file: Path) -> None:
+    """Gives every node a name: layers that stay float32 are chosen by it."""
+    import onnx
+
+    if all(node.name for node in onnx.load(file, load_external_data=False).graph.node):
+        return
+
+    def name(model: Any) -> Any:
+        for index, node in enumerate(model.graph.node):
+            node.name = node.name or f"unnamed_{index}"
+        return model
+
+    _rewrite(file, name)
 
 
 def _named(conversion: Conversion) -> list[str]:

@@ -125,6 +125,15 @@ class TfTrt(Runtime):
             )
         return _library_missing()
 
+    def remarks(self) -> list[str]:  # noqa: D102
+        linked, loaded = _linked(), _loaded().version
+        if loaded is None or loaded == linked:
+            return []
+        return [
+            f"TensorFlow was linked against TensorRT {libraries.spell(linked)} and runs with "
+            f"{libraries.spell(loaded)}, which takes its place."
+        ]
+
     def versions(self) -> dict[str, str]:  # noqa: D102
         found = super().versions()
         return found if self.missing() else found | _libraries()

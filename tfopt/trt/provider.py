@@ -234,6 +234,8 @@ def _open(file: Path, chosen: Mapping[str, str], num_threads: int | None) -> Any
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Else ONNX Runtime makes biases int32, which TensorRT does not take.
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if num_threads is not None:
         settings.intra_op_num_threads = num_threads
     try:
