@@ -78,6 +78,7 @@ class Buffer:
 
     def copy_from(self, array: np.ndarray, stream: Stream) -> None:
         """Queues a copy of a contiguous host array into the buffer; keep the array until then."""
+        _use_first_gpu()  # the thread may be another
         _call(
             _driver().cuMemcpyHtoDAsync,
             self._pointer, array.ctypes.data, array.nbytes, stream.handle,
@@ -85,6 +86,7 @@ class Buffer:
 
     def copy_to(self, array: np.ndarray, stream: Stream) -> None:
         """Queues a copy of the buffer into a contiguous host array."""
+        _use_first_gpu()
         _call(
             _driver().cuMemcpyDtoHAsync,
             array.ctypes.data, self._pointer, array.nbytes, stream.handle,

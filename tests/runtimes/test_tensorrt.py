@@ -20,7 +20,7 @@ from tfopt.measure import environment
 from tfopt.runtimes.base import Conversion
 from tfopt.search import candidates
 from tfopt.signature import Signature, TensorSpec
-from tfopt.trt import build
+from tfopt.trt import bindings, build
 from tfopt.trt.profiles import Profile
 from tfopt.trt.spec import Built, EngineOptions
 from tfopt.trt.target import Record, Target
@@ -72,9 +72,9 @@ def gpu(monkeypatch):
 class TestMissing:
     @pytest.fixture(autouse=True)
     def fresh(self, gpu):
-        build.missing.cache_clear()
+        bindings.missing.cache_clear()
         yield
-        build.missing.cache_clear()
+        bindings.missing.cache_clear()
 
     @pytest.mark.skipif("tensorrt" in sys.modules, reason="TensorRT is installed")
     def test_the_package_is_named(self):
@@ -143,7 +143,7 @@ def seen(gpu, monkeypatch, tmp_path):
 
     found.told = "Half"
     monkeypatch.setattr(build, "build", fake)
-    monkeypatch.setattr(build, "missing", lambda: None)
+    monkeypatch.setattr(bindings, "missing", lambda: None)
     monkeypatch.setattr(build, "needs_strong_typing", lambda: False)
     monkeypatch.setattr("tfopt.runtimes.tensorrt._libraries", lambda _: {"TensorRT": "10.13.3"})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

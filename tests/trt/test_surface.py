@@ -19,7 +19,9 @@ from tfopt.trt.spec import EngineSpec
 
 FOLDER = Path(__file__).parent / "surfaces"
 VERSIONS = {file.stem: json.loads(file.read_text())["members"] for file in FOLDER.glob("*.json")}
-FILES = [Path(tfopt.trt.__file__).parent / name for name in ("build.py", "session.py")]
+FILES = [
+    Path(tfopt.trt.__file__).parent / name for name in ("bindings.py", "build.py", "session.py")
+]
 PROFILE = Profile.parse(*["image:1x3x8x8"] * 3)
 
 # What is not in every version, with where the code asks first.

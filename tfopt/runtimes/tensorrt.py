@@ -23,7 +23,7 @@ from tfopt.runtimes.base import (
     WholeNumber,
     precision,
 )
-from tfopt.trt import build, cache, inspector, provider, provider_library, shapes, trtexec
+from tfopt.trt import bindings, build, cache, inspector, provider, provider_library, shapes, trtexec
 from tfopt.trt.profiles import Profile
 from tfopt.trt.session import ENGINE, EngineSession
 from tfopt.trt.spec import Built, EngineSpec
@@ -60,7 +60,7 @@ class TensorRT(Runtime):
                 "it needs an NVIDIA GPU, and nvidia-smi finds none that CUDA_VISIBLE_DEVICES "
                 "leaves visible."
             )
-        by_itself = build.missing()
+        by_itself = bindings.missing()
         if by_itself is None or provider_library.missing() is None:
             return None
         return by_itself
@@ -71,7 +71,7 @@ class TensorRT(Runtime):
 
     def remarks(self) -> list[str]:  # noqa: D102
         reasons = {
-            "TensorRT's Python API": build.missing(),
+            "TensorRT's Python API": bindings.missing(),
             "trtexec": trtexec.missing(),
             "ONNX Runtime's provider": provider_library.missing(),
         }
@@ -87,7 +87,7 @@ class TensorRT(Runtime):
         if builder == "onnxruntime":
             record.check_runs_here(artifact.folder, Target.here(_libraries(builder)))
             return provider.ProviderSession(artifact, num_threads)
-        if reason := build.missing():
+        if reason := bindings.missing():
             raise InputError(f"{artifact.folder} holds an engine, and {reason}")
         # Whoever built it, the Python API runs it.
         record.check_runs_here(artifact.folder, Target.here(_libraries("python")))
@@ -96,9 +96,15 @@ class TensorRT(Runtime):
     def layers(  # noqa: D102
         self, artifact: Artifact, batches: Sequence[Arrays], num_threads: int | None
     ) -> list[Layer]:
-        del batches, num_threads
         file = artifact.folder / LAYERS
-        return inspector.layers(json.loads(file.read_text())) if file.is_file() else []
+        if not file.is_file():
+            return []
+        found, times_ms = json.loads(file.read_text()), None
+        if batches:
+            with self.load(artifact, num_threads) as session:
+                assert isinstance(session, EngineSession)  # ONNX Runtime leaves no such file
+                times_ms = session.layer_times_ms(batches)
+        return inspector.layers(found, times_ms)
 
     def rebuild(self, artifact: Artifact, folder: Path) -> list[str]:  # noqa: D102
         record = Record.open(artifact.folder)
@@ -112,7 +118,11 @@ class TensorRT(Runtime):
             profile=record.profile,
             **{**asked, "float32_layers": tuple(asked["float32_layers"])},
         )
-        return _build(folder, spec, record.details["builder"], cache.default_folder())
+        builder = _builder(record.details["builder"])
+        if spec.precision != "float32" and not spec.is_strongly_typed and _needs_types(builder):
+            _cast(folder / FILE, spec.float32_layers)
+            spec = dataclasses.replace(spec, is_strongly_typed=True, float32_layers=())
+        return _build(folder, spec, builder, cache.default_folder())
 
     @precision("float32", options={**OPTIONS, "tf32": (True, False)}, kinds=("saved_model", "onnx"))
     def float32(self, conversion: Conversion, tf32: bool, **options: Any) -> None:
@@ -145,22 +155,9 @@ class TensorRT(Runtime):
         examples come near the largest of float16 (65504) stay float32, and so do the layers that
         `float32_layers` names.
         """
-        from tfopt.onnx import half
-
         builder = _builder(options["builder"])
         _prepare(conversion)
-        kept = _named(conversion)
-        if conversion.calibration is not None:
-            large = half.beyond_float16(conversion.folder / FILE, conversion.calibration())
-            kept = list(dict.fromkeys([*kept, *large]))
-        is_typed = _needs_types(builder) or (builder == "onnxruntime" and bool(kept))
-        if is_typed:
-            _rewrite(conversion.folder / FILE, lambda model: half.to_float16(model, kept))
-        _note_kept(conversion, kept)
-        _finish(
-            conversion, builder, options, precision="float16", is_strongly_typed=is_typed,
-            float32_layers=() if is_typed else tuple(kept),
-        )  # fmt: skip
+        _finish_half(conversion, builder, options, "float16", _named(conversion))
 
     @precision(
         "int8",
@@ -179,7 +176,7 @@ class TensorRT(Runtime):
         """
         import onnx
 
-        from tfopt.onnx import half, quantize
+        from tfopt.onnx import quantize
 
         builder = _builder(options["builder"])
         _prepare(conversion)
@@ -196,17 +193,7 @@ class TensorRT(Runtime):
                 calibration=calibration, per_channel=True, is_symmetric=True, excluded=kept,
             )  # fmt: skip
             original.unlink()
-        is_typed = _needs_types(builder)
-        if is_typed:
-            if conversion.calibration is not None:
-                large = half.beyond_float16(file, conversion.calibration())
-                kept = list(dict.fromkeys([*kept, *large]))
-            _rewrite(file, lambda model: half.to_float16(model, kept))
-        _note_kept(conversion, kept)
-        _finish(
-            conversion, builder, options, precision="int8", is_strongly_typed=is_typed,
-            float32_layers=() if is_typed or builder == "onnxruntime" else tuple(kept),
-        )  # fmt: skip
+        _finish_half(conversion, builder, options, "int8", kept)
 
 
 def _builder(asked: Value) -> str:
@@ -216,15 +203,31 @@ def _builder(asked: Value) -> str:
       ConversionError: when that one is not there.
     """
     reasons: dict[str, Callable[[], str | None]] = {
-        "python": build.missing,
+        "python": bindings.missing,
         "trtexec": trtexec.missing,
         "onnxruntime": provider_library.missing,
     }
     if asked == "any":
-        return "python" if build.missing() is None else "onnxruntime"
-    if reason := reasons[str(asked)]():
+        return "python" if bindings.missing() is None else "onnxruntime"
+    reason = reasons[str(asked)]()
+    if reason is None and asked == "trtexec":
+        reason = _cannot_run_trtexec()
+    if reason is not None:
         raise ConversionError(f"builder={asked} cannot be used here: {reason}")
     return str(asked)
+
+
+def _cannot_run_trtexec() -> str | None:
+    """Why an engine that `trtexec` builds would not run here: the Python API runs it."""
+    if (reason := bindings.missing()) is not None:
+        return f"its engines are run by TensorRT's Python API, and {reason}"
+    made, run = (_libraries(builder)["TensorRT"] for builder in ("trtexec", "python"))
+    if made == run:
+        return None
+    return (
+        f"trtexec is of TensorRT {made} and the package tensorrt loads {run}, which does not run "
+        "its engines; put the trtexec of the same version on the PATH."
+    )
 
 
 def _libraries(builder: str) -> dict[str, str]:
@@ -235,8 +238,8 @@ def _libraries(builder: str) -> dict[str, str]:
         program = trtexec.find()
         version = "" if program is None else trtexec.version(program) or ""
     else:
-        version = build.load().__version__
-    return {"TensorRT": ".".join(version.split(".")[:3])}
+        version = bindings.version()
+    return {"TensorRT": version}
 
 
 def _needs_types(builder: str) -> bool:
@@ -291,6 +294,45 @@ def _named(conversion: Conversion) -> list[str]:
     return list(found)
 
 
+def _finish_half(
+    conversion: Conversion,
+    builder: str,
+    options: dict[str, Any],
+    precision: str,
+    named: Collection[str],
+) -> None:
+    """Finishes an engine that computes in float16 where it computes in nothing narrower.
+
+    Args:
+      conversion: whose folder holds the ONNX file in float32, with pairs of Q and DQ for int8.
+      builder: who builds.
+      options: of the variant.
+      precision: `float16` or `int8`.
+      named: nodes that the user wants in float32.
+    """
+    from tfopt.onnx import half
+
+    file, kept = conversion.folder / FILE, list(named)
+    if conversion.calibration is not None:
+        kept = list(dict.fromkeys([*kept, *half.beyond_float16(file, conversion.calibration())]))
+    # ONNX Runtime has no option for single layers.
+    is_typed = _needs_types(builder) or (builder == "onnxruntime" and bool(kept))
+    if is_typed:
+        _cast(file, kept)
+    _note_kept(conversion, kept)
+    _finish(
+        conversion, builder, options, precision=precision, is_strongly_typed=is_typed,
+        float32_layers=() if is_typed else tuple(kept),
+    )  # fmt: skip
+
+
+def _cast(file: Path, kept: Collection[str]) -> None:
+    """Has the file itself say float16, as strongly typed networks want it."""
+    from tfopt.onnx import half
+
+    _rewrite(file, lambda model: half.to_float16(model, kept))
+
+
 def _note_kept(conversion: Conversion, kept: Collection[str]) -> None:
     if kept:
         some = ", ".join(list(kept)[:NUM_NAMED])
@@ -343,8 +385,12 @@ def _build(folder: Path, spec: EngineSpec, builder: str, cache_folder: Path) -> 
     """
     target = Target.here(_libraries(builder))
     onnx_file, engine_file = folder / FILE, folder / ENGINE
-    spec = dataclasses.replace(spec, timing_cache=cache.timing_file(cache_folder, target))
     key, notes = cache.engine_key(target, onnx_file, spec, builder), []
+    try:
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        spec = dataclasses.replace(spec, timing_cache=cache.timing_file(cache_folder, target))
+    except OSError as error:
+        notes.append(f"Nothing is kept for the next time in {cache_folder}: {error.strerror}.")
     built = None if builder == "onnxruntime" else cache.fetch(cache_folder, key, engine_file)
     if built is not None:
         notes.append("The engine was taken from the cache of an earlier build.")
@@ -353,10 +399,15 @@ def _build(folder: Path, spec: EngineSpec, builder: str, cache_folder: Path) -> 
     else:
         builders = {"python": build.build, "trtexec": trtexec.build}
         built = builders[builder](onnx_file, engine_file, spec)
-        cache.keep(cache_folder, key, engine_file, built)
+        if spec.timing_cache is not None:
+            try:
+                cache.keep(cache_folder, key, engine_file, built)
+            except OSError as error:
+                notes.append(f"The engine is not kept in {cache_folder}: {error.strerror}.")
     if inspector.is_silently_float32(built.layers, spec.precision):
         raise ConversionError(
-            f"TensorRT built an engine in which nothing is {spec.precision}: it would be float32."
+            f"TensorRT built an engine in which nothing is {spec.precision}: it found float32 "
+            f"faster for every layer, or has no {spec.precision} kernels for them."
         )
     if built.layers:
         (folder / LAYERS).write_text(json.dumps(list(built.layers)))

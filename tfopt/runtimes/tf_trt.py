@@ -165,7 +165,11 @@ class TfTrt(Runtime):
         record, target = Record.open(artifact.folder), Target.here(_libraries())
         begin = time.perf_counter()
         made = saved_model.rebuild(
-            artifact.folder / FOLDER, folder / FOLDER, artifact.signature, record.profile
+            artifact.folder / FOLDER,
+            folder / FOLDER,
+            artifact.signature,
+            record.profile,
+            record.details["is_dynamic"],
         )
         Record(target, record.profile, record.details).save(folder)
         return [
@@ -268,6 +272,7 @@ def _convert(
     )
     seconds = time.perf_counter() - begin
     details = {
+        "is_dynamic": has_ranges or is_dynamic,
         "is_exact": not is_dynamic or options["strategy"] == "Optimal",
         "build_seconds": round(seconds, 1),
         "num_engines": made.converted.num_engines,

@@ -8,8 +8,8 @@ they exist gets a float32 engine there, without a word
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import json
 import re
 import time
@@ -19,13 +19,15 @@ from typing import Any
 
 from tfopt import cuda
 from tfopt.errors import ConversionError
-from tfopt.trt import memory
+from tfopt.trt import bindings, memory
 from tfopt.trt.spec import Built, EngineSpec
 
 PRECISION_FLAGS = {"float32": (), "float16": ("FP16",), "int8": ("FP16", "INT8")}
 # Types of layers that compute no floats, whose precision cannot be chosen.
-_WITHOUT_PRECISION = frozenset(["SHAPE", "CONSTANT", "CONDITION", "TRIP_LIMIT", "CAST", "QUANTIZE"])
-_MEMORY = re.compile(r"out of memory|outofmemory|cuda error 2\b", re.IGNORECASE)
+_WITHOUT_PRECISION = frozenset(
+    ["SHAPE", "CONSTANT", "CONDITION", "TRIP_LIMIT", "CAST", "QUANTIZE", "DEQUANTIZE"]
+)
+_MEMORY = re.compile(r"out ?of ?memory|could not be allocated|allocator error", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,38 +82,9 @@ class Surface:
         return (*flags, "TF32") if spec.tf32 else flags
 
 
-def load() -> Any:
-    """NVIDIA's module `tensorrt`.
-
-    Raises:
-      ImportError: when it, or a library that it needs, is not there.
-    """
-    import tensorrt
-
-    return tensorrt
-
-
-@functools.cache
-def missing() -> str | None:
-    """Why the Python API cannot be used, and what to install; None when it can."""
-    try:
-        load()
-    except ModuleNotFoundError:
-        return (
-            "NVIDIA's package tensorrt is not installed; pip install tensorrt-cu12, or "
-            "tensorrt-cu13 where the driver is of CUDA 13."
-        )
-    except (ImportError, OSError) as error:
-        return (
-            f"TensorRT's libraries cannot be loaded ({error}); pip install tensorrt-cu12-libs of "
-            "the version of tensorrt-cu12-bindings, or put their folder on LD_LIBRARY_PATH."
-        )
-    return cuda.missing()
-
-
 def needs_strong_typing() -> bool:
     """Whether precisions come from the file alone, as in TensorRT 11."""
-    return not Surface.of(load()).has_precision_flags
+    return not Surface.of(bindings.load()).has_precision_flags
 
 
 def build(onnx_file: Path, engine_file: Path, spec: EngineSpec) -> Built:
@@ -130,8 +103,9 @@ def build(onnx_file: Path, engine_file: Path, spec: EngineSpec) -> Built:
 
 
 def _build_once(onnx_file: Path, engine_file: Path, spec: EngineSpec) -> Built:
-    trt = load()
-    surface, logger = Surface.of(trt), new_logger(trt)
+    trt = bindings.load()
+    surface, logger = Surface.of(trt), bindings.the_logger()
+    logger.messages.clear()
     begin = time.perf_counter()
     builder = trt.Builder(logger)
     network = builder.create_network(
@@ -140,7 +114,7 @@ def _build_once(onnx_file: Path, engine_file: Path, spec: EngineSpec) -> Built:
     )  # fmt: skip
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_file)):
-        raise ConversionError(_refusal(parser, surface, logger))
+        raise ConversionError(_refusal(parser, surface, logger, onnx_file))
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     for name in surface.builder_flags(spec):
@@ -168,51 +142,56 @@ def _build_once(onnx_file: Path, engine_file: Path, spec: EngineSpec) -> Built:
     )  # fmt: skip
 
 
-def new_logger(trt: Any) -> Any:
-    """A logger that keeps errors and warnings, and prints errors to nobody."""
-
-    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.messages.append(message)
-
-        def reason(self) -> str:
-            """The first error, as one line."""
-            lines = [" ".join(text.split()) for text in self.messages]
-            return lines[0][:300] if lines else "it does not say why."
-
-    return Logger()
-
-
-def _refusal(parser: Any, surface: Surface, logger: Any) -> str:
+def _refusal(parser: Any, surface: Surface, logger: Any, onnx_file: Path) -> str:
     """Which operator cannot be taken, and where it is."""
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        reason = " ".join(error.desc().split())[:300]
-        if surface.has_named_errors and error.node_operator():
-            where = error.node_name() or f"node {error.node()}"
-            return f"TensorRT cannot take {error.node_operator()} (layer {where}): {reason}"
+    if not parser.num_errors:
+        return f"TensorRT cannot read the ONNX file: {logger.reason()}"
+    error = parser.get_error(0)
+    reason = " ".join(error.desc().split())[:300]
+    if surface.has_named_errors and error.node_operator():
+        op, name = error.node_operator(), error.node_name()
+    else:
+        op, name = _node(onnx_file, error.node())
+    if not op:
         return f"TensorRT cannot take the model at node {error.node()}: {reason}"
-    return f"TensorRT cannot read the ONNX file: {logger.reason()}"
+    return f"TensorRT cannot take {op} (layer {name or error.node()}): {reason}"
+
+
+def _node(onnx_file: Path, index: int) -> tuple[str, str]:
+    """Operator and name of a node by its place; empty where there is none."""
+    import onnx
+
+    nodes = onnx.load(onnx_file, load_external_data=False).graph.node
+    return (nodes[index].op_type, nodes[index].name) if 0 <= index < len(nodes) else ("", "")
 
 
 def _add_profile(trt: Any, builder: Any, network: Any, config: Any, spec: EngineSpec) -> None:
-    """Tells the builder the shapes of inputs that the file leaves free."""
+    """Tells the builder the shapes of inputs that the file leaves free.
+
+    Raises:
+      ConversionError: when TensorRT refuses them, or when an input's values decide on shapes.
+    """
     profile = builder.create_optimization_profile()
     is_needed = False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
+        if tensor.is_shape_tensor:
+            raise ConversionError(
+                f"The values of input {tensor.name} decide on the shapes of tensors inside, which "
+                "engines need a range of values for; make it a constant of the model."
+            )
         if -1 not in tuple(tensor.shape):
             continue
         shapes = spec.profile.inputs[tensor.name]
-        profile.set_shape(tensor.name, shapes.minimum, shapes.optimum, shapes.maximum)
+        try:
+            profile.set_shape(tensor.name, shapes.minimum, shapes.optimum, shapes.maximum)
+        except ValueError as error:
+            raise ConversionError(
+                f"TensorRT refuses the shapes {shapes} of input {tensor.name}: {error}"
+            ) from error
         is_needed = True
-    if is_needed:
-        config.add_optimization_profile(profile)
+    if is_needed and config.add_optimization_profile(profile) < 0:
+        raise ConversionError("TensorRT refuses the shapes that the engine is to be for.")
 
 
 def _keep_float32(trt: Any, network: Any, names: Collection[str]) -> None:
@@ -246,10 +225,12 @@ def _timing_cache(config: Any, file: Path | None) -> Any:
 
 
 def _save_timings(file: Path, timings: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Keeps timings for the next build; without room for them that one takes longer."""
     unfinished = file.with_name(f".{file.name}.{time.time_ns()}")
-    unfinished.write_bytes(timings.serialize())
-    unfinished.replace(file)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(timings.serialize())
+        unfinished.replace(file)
 
 
 def _inspect(
@@ -259,6 +240,13 @@ def _inspect(
     engine = trt.Runtime(logger).deserialize_cuda_engine(serialized)
     if engine is None:
         raise ConversionError(f"The engine was built but cannot be loaded: {logger.reason()}")
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+            raise ConversionError(
+                f"{name} holds shapes, which TensorRT computes on the processor; leave it out of "
+                "the model's inputs and outputs."
+            )
     inspector = engine.create_engine_inspector()
     # Where shapes are free, the types of tensors are told for a context with shapes only.
     if (context := engine.create_execution_context()) is not None:

@@ -66,7 +66,17 @@ def fetch(folder: Path, key: str, engine_file: Path) -> Built | None:
 
 
 def keep(folder: Path, key: str, engine_file: Path, built: Built) -> None:
-    """Keeps an engine; whoever looks finds all of it or nothing."""
+    """Keeps an engine; whoever looks finds all of it or nothing.
+
+    Args:
+      folder: of the cache.
+      key: what `engine_key` gives.
+      engine_file: the engine.
+      built: what building it told.
+
+    Raises:
+      OSError: when the folder cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, write in (
         (f"{key}.engine", lambda path: shutil.copyfile(engine_file, path)),

@@ -22,21 +22,30 @@ _HELPERS = frozenset(
     ["Reformat", "NoOp", "Shuffle", "Constant", "Cast", "Quantize", "Dequantize", "Signal", "Wait",
      "ShapeHostToDevice", "ShapeHostToDeviceNode", "TrainStation", "Slice", "Gather"]
 )  # fmt: skip
+# What TensorRT 8 makes of attention and much else: one layer that does not tell what is inside.
+_OPAQUE = frozenset(["Myelin"])
+_NARROW = ("int8", "float8", "float16", "bfloat16")
 NUM_NAMED = 3
 
 
 def dtype_of(layer: Mapping[str, Any]) -> str:
     """What a layer computes in: the narrowest type of its inputs; of its outputs without inputs.
 
-    An int8 convolution takes int8 and may give float32. Empty where the inspector does not say.
+    An int8 convolution takes int8 and may give float32. Empty where the inspector does not say, as
+    of several operations in one, which may compute in other types than they hand on.
     """
+    ends = _dtype_of_ends(layer)
+    return "" if layer.get("LayerType") in _OPAQUE and ends not in _NARROW else ends
+
+
+def _dtype_of_ends(layer: Mapping[str, Any]) -> str:
     for side in ("Inputs", "Outputs"):
         found = [
             _BY_LOWER[match[1].lower()]
             for tensor in layer.get(side) or ()
             if (match := _DTYPE.search(_format(tensor)))
         ]
-        for dtype in ("int8", "float8", "float16", "bfloat16", "float32"):
+        for dtype in (*_NARROW, "float32"):
             if dtype in found:
                 return dtype
         if found:
@@ -50,13 +59,21 @@ def _format(tensor: Any) -> str:
     return str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
 
 
-def layers(found: Sequence[Mapping[str, Any]]) -> list[Layer]:
-    """The layers as every runtime gives them."""
+def layers(
+    found: Sequence[Mapping[str, Any]], times_ms: Mapping[str, float] | None = None
+) -> list[Layer]:
+    """The layers as every runtime gives them.
+
+    Args:
+      found: the inspector's.
+      times_ms: the profiler's, by name.
+    """
     return [
         Layer(
             str(layer.get("Name", "")),
             str(layer.get("LayerType", "")) or "layer",
             dtype_of(layer),
+            (times_ms or {}).get(str(layer.get("Name", ""))),
             executor="TensorRT",
         )
         for layer in found
@@ -79,6 +96,14 @@ def report(found: Sequence[Mapping[str, Any]], precision: str) -> list[str]:
 
 
 def is_silently_float32(found: Sequence[Mapping[str, Any]], precision: str) -> bool:
-    """Whether an engine that was to be float16 or int8 has no such layer at all."""
-    told = [layer.dtype for layer in layers(found) if layer.dtype]
-    return precision in ("float16", "int8") and bool(told) and precision not in told
+    """Whether an engine that was to be float16 or int8 has no such layer at all.
+
+    Where a layer does not tell, nobody knows.
+    """
+    working = [layer.dtype for layer in layers(found) if layer.op not in _HELPERS]
+    return (
+        precision in ("float16", "int8")
+        and bool(working)
+        and precision not in working
+        and "" not in working
+    )

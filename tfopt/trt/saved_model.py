@@ -129,10 +129,19 @@ def holds_ranges(graph: FrozenGraph) -> bool:
     return any(node.op in QUANTIZED_OPS for node in graph.graph_def.node)
 
 
-def rebuild(folder: Path, new_folder: Path, signature: Signature, profile: Profile) -> Converted:
+def rebuild(
+    folder: Path, new_folder: Path, signature: Signature, profile: Profile, is_dynamic: bool
+) -> Converted:
     """Copies a converted SavedModel and builds its engines on this machine.
 
     The graph holds all that they are built from, ranges of INT8 included.
+
+    Args:
+      folder: of the SavedModel.
+      new_folder: for the copy; must not be there yet.
+      signature: of the SavedModel.
+      profile: the shapes to build for.
+      is_dynamic: whether an engine is for a range of shapes, and not for one.
 
     Raises:
       ConversionError: when an engine cannot be built here.
@@ -148,11 +157,12 @@ def rebuild(folder: Path, new_folder: Path, signature: Signature, profile: Profi
 
         inputs = list(_inputs(signature, profile))
         loaded = []  # whoever collects shapes, and whoever builds for them, share one cache
-        for is_collecting in (True, False):
+        for is_collecting in (True, False) if is_dynamic else (False,):
             _collect_shapes(new_folder, is_collecting)
             loaded.append(tf.saved_model.load(str(new_folder)))
             function = loaded[-1].signatures[signature.key]
-            for batch in inputs if is_collecting else inputs[:1]:
+            # Once the shapes are collected, any of them has the engine built for all.
+            for batch in inputs[:1] if is_dynamic and not is_collecting else inputs:
                 function(**{name: tf.constant(value) for name, value in batch.items()})
         for file in files:
             gen_trt_ops.serialize_trt_resource(

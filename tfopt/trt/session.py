@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from tfopt import cuda
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.runtimes.base import Arrays, Session
-from tfopt.trt import build
+from tfopt.trt import bindings
 from tfopt.trt.target import Record
 
 ENGINE = "model.engine"
@@ -18,13 +23,14 @@ _NARROWED = {np.dtype(np.int64): np.dtype(np.int32), np.dtype(np.float64): np.dt
 
 
 class EngineSession(Session):
-    """An execution context with buffers on the GPU, as large as the profile's largest shapes."""
+    """An execution context with buffers on the GPU, as large as the largest shapes that came."""
 
     def __init__(self, artifact: Artifact):
         super().__init__(artifact)
-        trt = build.load()
+        trt = bindings.load()
         self._profile = Record.open(artifact.folder).profile
-        self._logger = build.new_logger(trt)
+        self._logger = bindings.the_logger()
+        self._logger.messages.clear()
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(
             (artifact.folder / ENGINE).read_bytes()
@@ -39,6 +45,8 @@ class EngineSession(Session):
                 "The GPU has no memory for the engine's activations; free some, or use smaller "
                 "batches."
             )
+        # The engine tells what is in it; that markers are put at each layer would cost time.
+        self._context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
         self._stream = cuda.Stream()
         self._buffers: dict[str, cuda.Buffer] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -68,16 +76,43 @@ class EngineSession(Session):
         held = self._start(inputs)
         self._stream.synchronize()
         del held
-        begin, end = cuda.Event(), cuda.Event()
-        times = []
-        for _ in range(NUM_WARM_UPS + num_runs):
-            begin.record(self._stream)
+        for _ in range(NUM_WARM_UPS):
             self._execute()
-            end.record(self._stream)
-            times.append(end.seconds_since(begin))
-        begin.close()
-        end.close()
-        return times[NUM_WARM_UPS:]
+        # Runs are queued and not waited for, so that an event follows the last kernel at once.
+        events = [cuda.Event() for _ in range(num_runs + 1)]
+        try:
+            events[0].record(self._stream)
+            for event in events[1:]:
+                self._execute()
+                event.record(self._stream)
+            return [end.seconds_since(begin) for begin, end in itertools.pairwise(events)]
+        finally:
+            self._stream.synchronize()
+            for event in events:
+                event.close()
+
+    def layer_times_ms(self, batches: Sequence[Arrays]) -> dict[str, float]:
+        """Milliseconds of each layer in one run on average, by TensorRT's profiler.
+
+        Args:
+          batches: inputs; the first is run once more before, uncounted.
+        """
+        trt = bindings.load()
+
+        class Profiler(trt.IProfiler):  # type: ignore[name-defined, misc]
+            def __init__(self) -> None:
+                trt.IProfiler.__init__(self)
+                self.times_ms: dict[str, float] = defaultdict(float)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                self.times_ms[layer_name] += ms
+
+        self.run(batches[0])
+        profiler: Any = Profiler()
+        self._context.profiler = profiler
+        for batch in batches:
+            self.run(batch)
+        return {name: ms / len(batches) for name, ms in profiler.times_ms.items()}
 
     def close(self) -> None:  # noqa: D102
         for buffer in self._buffers.values():
@@ -102,6 +137,11 @@ class EngineSession(Session):
                 if value.dtype != dtype and _NARROWED.get(value.dtype) != dtype:
                     raise TypeError(f"{name} is {value.dtype}")
                 held.append(np.ascontiguousarray(value, dtype))
+                if value.dtype.kind == "i" and value.dtype != dtype and np.any(held[-1] != value):
+                    raise InputError(
+                        f"Input {name} holds numbers beyond {dtype}, which this TensorRT computes "
+                        "in; give smaller ones, or use TensorRT 10."
+                    )
                 self._buffers[name].copy_from(held[-1], self._stream)
         except (KeyError, TypeError, AttributeError) as error:
             self.check_inputs(inputs, error)
