@@ -1,74 +1,105 @@
+"""What is read from the engine inspector's JSON of real engines; see layers/README.md."""
+
 import json
 from pathlib import Path
 
+import pytest
+
 from tfopt.trt import inspector
 
-# As NVIDIA's documentation of TensorRT 8 prints a layer ("Engine Inspector"), and as TensorRT 10
-# names types.
-INT8 = json.loads((Path(__file__).parent / "layers" / "8_int8_convolution.json").read_text())
+LAYERS = Path(__file__).parent / "layers"
 
 
-def layer(name, dtype, op="CaskConvolution", output=None):
-    return {
-        "Name": name,
-        "LayerType": op,
-        "Inputs": [{"Name": "in", "Dimensions": [1, 8], "Format/Datatype": dtype}],
-        "Outputs": [{"Name": "out", "Dimensions": [1, 8], "Format/Datatype": output or dtype}],
-    }
+def read(name):
+    """Layers as `build` hands them on: those that tell more than a name."""
+    found = json.loads((LAYERS / f"{name}.json").read_text())["Layers"]
+    return tuple(layer for layer in found if isinstance(layer, dict))
 
 
-def test_types_are_read_as_each_version_writes_them():
-    assert inspector.dtype_of(INT8) == "int8"
-    spelled = {
-        "Channel major FP16 format where channel % 8 == 0": "float16",
-        "Row major linear FP32": "float32",
-        "Two wide channel vectorized row major FP16 format": "float16",
-        "Half": "float16",
-        "Float": "float32",
-        "BFloat16": "bfloat16",
-        "Row major Int8 format": "int8",
-        "Row major linear INT32": "int32",
-        "N/A due to dynamic shapes": "",
-    }
-    for text, dtype in spelled.items():
-        assert inspector.dtype_of(layer("a", text)) == dtype, text
-    assert inspector.dtype_of({"Name": "x"}) == ""
-
-
-def test_a_layer_computes_in_what_it_takes():
-    assert inspector.dtype_of(layer("a", "Int8", output="Float")) == "int8"
-    source = {"Outputs": [{"Format/Datatype": "Half"}], "Inputs": []}
-    assert inspector.dtype_of(source) == "float16"
-
-
-def test_the_report_counts_and_names():
-    layers = [
-        *(layer(f"conv_{n}", "Int8") for n in range(3)),
-        layer("softmax", "Float", "CaskSoftMaxV2"),
-        *(layer(f"pool_{n}", "Half", "CaskPooling") for n in range(3)),
-        layer("reformat", "Float", "Reformat"),
+def layer(kind, *inputs, outputs=("Float",), name="a"):
+    """As TensorRT 10 and 11 spell types."""
+    ends = [
+        [{"Name": "x", "Format/Datatype": dtype} for dtype in side] for side in (inputs, outputs)
     ]
-    assert inspector.report(layers, "int8") == [
-        "The engine has 7 layers that compute: 3 in int8, 3 in float16, 1 in float32.",
-        "Not in int8 are softmax, pool_0, pool_1 and 1 more.",
+    return {"Name": name, "LayerType": kind, "Inputs": ends[0], "Outputs": ends[1]}
+
+
+def test_a_layer_computes_in_the_narrowest_type_of_its_inputs():
+    assert [inspector.dtype_of(found) for found in read("8_resnet_float16")] == [
+        "float32", "float16", "float16",
+    ]  # fmt: skip
+    assert [inspector.dtype_of(found) for found in read("8_mobilenet_int8")] == [
+        "float32", "int8", "int8",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spelling", "dtype"),
+    [
+        ("Half", "float16"), ("Float", "float32"), ("BFloat16", "bfloat16"), ("Int8", "int8"),
+        ("Int64", "int64"), ("Bool", "bool"), ("Row major linear FP32", "float32"),
+        ("Two wide channel vectorized row major FP16 format", "float16"),
+        ("Row major INT8 format", "int8"), ("N/A due to dynamic shapes", ""),
+    ],
+)  # fmt: skip
+def test_types_are_spelled_in_many_ways(spelling, dtype):
+    assert inspector.dtype_of(layer("gemm", spelling, outputs=())) == dtype
+
+
+def test_a_layer_without_inputs_goes_by_its_outputs():
+    assert inspector.dtype_of(layer("Constant", outputs=("Half",))) == "float16"
+    assert inspector.dtype_of({"Name": "a"}) == ""
+
+
+def test_layers_have_names_and_kinds_and_times():
+    first, second, _ = inspector.layers(read("8_resnet_float16"), {"Conv_0 + Relu_1": 0.25})
+    assert (first.name, first.op, first.time_ms) == (
+        "Reformatting CopyNode for Input Tensor 0 to Conv_0 + Relu_1", "Reformat", None,
+    )  # fmt: skip
+    assert (second.op, second.dtype, second.time_ms) == ("CaskConvolution", "float16", 0.25)
+    assert second.executor == "TensorRT"
+
+
+def test_the_report_counts_what_computes():
+    assert inspector.report(read("8_resnet_float16"), "float16") == [
+        "The engine has 2 layers that compute: 2 in float16."
     ]
-    assert inspector.report(layers, "float32") == [
-        "The engine has 7 layers that compute: 3 in int8, 3 in float16, 1 in float32."
+    mixed = [
+        *read("8_mobilenet_int8"),
+        *(layer("gemm", "Float", name=f"dense_{index}") for index in range(5)),
     ]
-    assert inspector.report([], "int8") == []
+    counts, others = inspector.report(mixed, "int8")
+    assert counts == "The engine has 7 layers that compute: 5 in float32, 2 in int8."
+    assert others == "Not in int8 are dense_0, dense_1, dense_2 and 2 more."
+    assert len(inspector.report(mixed, "float32")) == 1
 
 
-def test_an_engine_that_is_float32_without_a_word_is_found():
-    plain = [layer("a", "Row major linear FP32"), layer("b", "Float")]
-    assert inspector.is_silently_float32(plain, "float16")
-    assert inspector.is_silently_float32(plain, "int8")
-    assert not inspector.is_silently_float32(plain, "float32")
-    assert not inspector.is_silently_float32([*plain, layer("c", "Half")], "float16")
-    assert inspector.is_silently_float32([*plain, layer("c", "Half")], "int8")
-    assert not inspector.is_silently_float32([], "int8")  # where nobody tells
+def test_names_alone_say_nothing():
+    found = read("8_names_only")
+    assert found == ()
+    assert inspector.report(found, "int8") == []
+    assert not inspector.is_silently_float32(found, "int8")
 
 
-def test_layers_are_those_of_every_runtime():
-    found = inspector.layers([INT8])[0]
-    assert (found.op, found.dtype, found.executor) == ("CaskConvolution", "int8", "TensorRT")
-    assert found.name.startswith("node_of_gpu_0/res4_0_branch2a_1")
+class TestSilentlyFloat32:
+    def test_a_layer_is_enough(self):
+        found = [*read("8_resnet_float16"), layer("gemm", "Float")]
+        assert not inspector.is_silently_float32(found, "float16")
+        assert not inspector.is_silently_float32(found, "float32")
+        assert inspector.is_silently_float32(found, "int8")
+
+    def test_copies_do_not_count(self):
+        copy, *_ = read("8_resnet_float16")
+        back = layer("Reformat", "Half")
+        assert inspector.is_silently_float32([copy, back, layer("gemm", "Float")], "float16")
+
+    def test_of_many_operations_in_one_nobody_knows(self):
+        """TensorRT 8 makes one layer of a whole transformer, whose ends may be float32."""
+        one = layer(
+            "Myelin", "Row major linear FP32", name="{ForeignNode[/Constant_7.../Einsum_1]}"
+        )
+        assert inspector.dtype_of(one) == ""
+        assert not inspector.is_silently_float32([one], "float16")
+        assert not inspector.is_silently_float32([one, layer("gemm", "Float")], "int8")
+        assert inspector.report([one], "float16")[0].endswith("1 in an untold type.")
+        assert inspector.dtype_of(layer("Myelin", "Int8")) == "int8"

@@ -155,6 +155,7 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
     packages = ("onnxruntime", "onnxruntime-gpu", "onnx", "tf2onnx", "tensorflow")
     library = "onnxruntime"
+    has_own_cuda = True
 
     def missing(self) -> str | None:  # noqa: D102
         return None

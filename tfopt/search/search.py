@@ -341,6 +341,10 @@ class Search:
                         values |= _figures(timed, baseline, name, variant.slug)
             except ConversionError as error:
                 values["reason"] = str(error)
+            except InputError as error:  # such as shapes that engines were not built for
+                if variant in run.plan.baselines:
+                    raise
+                values["reason"] = str(error)
         if is_done:
             return
         run.ledger.add("measure", variant, **values, **clock)

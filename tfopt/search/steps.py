@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from tfopt.dataset import Dataset, calibration_batches, some_batches
 from tfopt.errors import ConversionError, InputError
 from tfopt.examples import Examples
 from tfopt.measure import accuracy, diagnosis, environment, gpu, latency, throughput
-from tfopt.runtimes.base import Conversion, Session
+from tfopt.runtimes.base import Conversion, Runtime, Session
 from tfopt.source import Source
 from tfopt.trt.spec import EngineOptions
 from tfopt.variant import Variant
@@ -76,12 +77,18 @@ def convert(
             size_bytes, compressed_bytes, runtime.versions(), tuple(conversion.notes),
         )  # fmt: skip
         artifact.save()
-        if data is not None and not runtime.precision_of(variant).is_unchanged:
+        is_unchanged = runtime.precision_of(variant).is_unchanged
+        if data is not None and not is_unchanged and _can_run_here(runtime):
             _check_runs(artifact, data)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return dataclasses.replace(artifact, folder=folder)
+
+
+def _can_run_here(runtime: Runtime) -> bool:
+    """Whether a runtime may be tried in this process, which may hold TensorFlow on a GPU."""
+    return not (runtime.has_own_cuda and environment.gpus() and "tensorflow" in sys.modules)
 
 
 def _check_runs(artifact: Artifact, data: Dataset) -> None:
