@@ -111,7 +111,10 @@ class TfTrt(Runtime):
     has_engines = True
 
     def missing(self) -> str | None:  # noqa: D102
-        version = importlib.metadata.version("tensorflow")
+        try:
+            version = importlib.metadata.version("tensorflow")
+        except importlib.metadata.PackageNotFoundError:
+            return "TensorFlow is not installed; pip install 'tensorflow[and-cuda]==2.17.1'."
         if tuple(int(part) for part in version.split(".")[:2]) > LAST_TENSORFLOW:
             return (
                 f"TensorFlow {version} is built without TensorRT, and 2.17 is the last with it; "
@@ -169,7 +172,8 @@ class TfTrt(Runtime):
             folder / FOLDER,
             artifact.signature,
             record.profile,
-            record.details["is_dynamic"],
+            is_dynamic=record.details["is_dynamic"],
+            tf32=bool(dict(artifact.variant.options).get("tf32", True)),
         )
         Record(target, record.profile, record.details).save(folder)
         return [

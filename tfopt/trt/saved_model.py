@@ -130,7 +130,13 @@ def holds_ranges(graph: FrozenGraph) -> bool:
 
 
 def rebuild(
-    folder: Path, new_folder: Path, signature: Signature, profile: Profile, is_dynamic: bool
+    folder: Path,
+    new_folder: Path,
+    signature: Signature,
+    profile: Profile,
+    *,
+    is_dynamic: bool,
+    tf32: bool,
 ) -> Converted:
     """Copies a converted SavedModel and builds its engines on this machine.
 
@@ -142,6 +148,7 @@ def rebuild(
       signature: of the SavedModel.
       profile: the shapes to build for.
       is_dynamic: whether an engine is for a range of shapes, and not for one.
+      tf32: whether float32 products may be computed in TF32.
 
     Raises:
       ConversionError: when an engine cannot be built here.
@@ -152,7 +159,7 @@ def rebuild(
     files = converted.engine_files(new_folder)
     for file in files:
         file.write_bytes(b"")  # a loaded model without engines builds them at its first run
-    with copied_stderr() as lines, passed_over_patches():
+    with copied_stderr() as lines, passed_over_patches(), _tf32(tf32):
         from tensorflow.compiler.tf2tensorrt.ops import gen_trt_ops
 
         inputs = list(_inputs(signature, profile))
