@@ -2,6 +2,7 @@ import pytest
 
 from tfopt import runtimes
 from tfopt.errors import InputError
+from tfopt.measure import environment
 from tfopt.search.candidates import OWN_RUNTIME, plan
 from tfopt.variant import Variant
 
@@ -56,6 +57,7 @@ class TestEverything:
             variant
             for variant in runtimes.tried_variants()
             if kind in runtimes.precision_of(variant).kinds
+            and (environment.gpus() or not runtimes.get(variant.runtime).has_engines)
         }
         assert len(found.variants) == len(set(found.variants))
         assert set(found.variants) == expected
