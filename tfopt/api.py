@@ -169,7 +169,11 @@ def convert(
 
 
 def rebuild(
-    artifact: str | Path, output_dir: str | Path, *, limits: Limits | None = None
+    artifact: str | Path,
+    output_dir: str | Path,
+    *,
+    import_modules: Sequence[str] = (),
+    limits: Limits | None = None,
 ) -> Artifact:
     """Builds the TensorRT engines of an artifact anew for this machine, in a child process.
 
@@ -179,10 +183,12 @@ def rebuild(
     Args:
       artifact: folder that `tfopt.convert` or `tfopt.optimize` wrote, here or elsewhere.
       output_dir: the new artifact's folder; must not be there yet.
+      import_modules: modules that register TensorFlow custom ops.
       limits: on time and memory.
 
     Raises:
-      InputError: when the folder holds no artifact with engines, or its runtime is missing here.
+      InputError: when the folder holds no artifact with engines, its runtime is missing here, or
+        the new folder cannot be written.
       ResultError: when the engines cannot be built here; says why.
     """
     opened, output_dir = Artifact.open(artifact), Path(output_dir).absolute()
@@ -196,13 +202,25 @@ def rebuild(
         )
     if reason := runtime.missing():
         raise InputError(f"{opened.variant} cannot be built here: {reason}")
-    with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
-        try:
-            with Worker(Path(name, "rebuild.log"), limits) as worker:
-                folder = opened.folder.absolute()
-                return worker.call("tfopt.search.steps:rebuild", folder, output_dir)
-        except ConversionError as error:
-            raise ResultError(f"{opened.variant} could not be built anew: {error}") from error
+    folder = opened.folder.absolute()
+    if output_dir.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"{output_dir} lies inside the artifact {folder}; name a folder beside it."
+        )
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+    except OSError as error:
+        raise InputError(f"{output_dir} cannot be written ({error.strerror}).") from error
+    try:
+        with Worker(work / "rebuild.log", limits, import_modules) as worker:
+            worker.call("tfopt.search.steps:rebuild", folder, work / "rebuilt")
+        (work / "rebuilt").rename(output_dir)
+        return Artifact.open(output_dir)
+    except ConversionError as error:
+        raise ResultError(f"{opened.variant} could not be built anew: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def diagnose(

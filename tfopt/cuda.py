@@ -53,6 +53,7 @@ class Stream:
 
     def close(self) -> None:
         """Releases it."""
+        _use_first_gpu()  # the thread may be another
         _call(_driver().cuStreamDestroy, self._stream)
 
     def __enter__(self) -> Self:
@@ -94,6 +95,7 @@ class Buffer:
 
     def close(self) -> None:
         """Releases it."""
+        _use_first_gpu()
         _call(_driver().cuMemFree, self._pointer)
 
 

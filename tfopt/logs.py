@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -28,14 +30,24 @@ def only_errors(*names: str) -> Iterator[None]:
 def copied_stderr() -> Iterator[list[str]]:
     """What the process and its libraries write to standard error inside, kept as lines.
 
-    It comes to standard error at the end, so that a log keeps it.
+    It goes to standard error as well: at once where that is a file, else at the end.
 
     Yields:
       A list that has the lines after the block.
     """
     lines: list[str] = []
+    sys.stderr.flush()
+    if stat.S_ISREG(os.fstat(2).st_mode):  # a worker's log: it keeps what an abort leaves
+        begin = os.fstat(2).st_size
+        try:
+            yield lines
+        finally:
+            sys.stderr.flush()
+            with Path("/proc/self/fd/2").open("rb") as log:
+                log.seek(begin)
+                lines += log.read().decode(errors="replace").splitlines()
+        return
     with tempfile.TemporaryFile() as file:
-        sys.stderr.flush()
         before = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from tfopt.artifact import Artifact
 from tfopt.commands import convert_trt
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import FrozenGraph
-from tfopt.logs import copied_stderr
 from tfopt.measure import environment
 from tfopt.runtimes import tf_trt
 from tfopt.search import candidates, steps
@@ -285,15 +286,71 @@ class TestReasons:
         )
 
 
-def test_standard_error_is_kept_and_handed_on(capfd):
+class TestMemory:
+    """What is done when the GPU's memory runs out while engines are built."""
+
+    GIB = 1 << 30
+
+    def convert(self, monkeypatch, tmp_path, fits_bytes, given_bytes):
+        from tfopt.trt.converted import Converted, Segment
+
+        tried = []
+
+        def attempt(graph, folder, profile, options, calibration):
+            tried.append(options.workspace_bytes)
+            fits = options.workspace_bytes is not None and options.workspace_bytes <= fits_bytes
+            folder.mkdir()
+            segments = (Segment("a", 3, int(fits), 1), Segment("b", 3, 1, 1))
+            lines = [] if fits else [f"{TestReasons.FAILED}: out of memory"]
+            return saved_model.Result(Converted(segments, ()), {}, ()), lines
+
+        monkeypatch.setattr(saved_model, "_try", attempt)
+        options = saved_model.TfTrtOptions("FP16", workspace_bytes=given_bytes)
+        result = saved_model.convert(None, tmp_path / "out", None, options, None)
+        return tried, result.notes
+
+    def test_smaller_workspaces_are_tried_and_said(self, monkeypatch, tmp_path):
+        tried, notes = self.convert(monkeypatch, tmp_path, self.GIB, None)
+        assert tried == [None, 4 * self.GIB, self.GIB]
+        assert notes == (
+            "The GPU's memory ran out while engines were built, so that their workspace is "
+            "1,073,741,824 bytes at most.",
+        )
+
+    @pytest.mark.parametrize("given", [None, 2 << 20])
+    def test_what_does_not_fit_at_all_stays_in_tensorflow(self, monkeypatch, tmp_path, given):
+        tried, notes = self.convert(monkeypatch, tmp_path, 0, given)
+        assert len(tried) == (4 if given is None else 1)
+        assert any("could not become an engine and stayed in TensorFlow" in n for n in notes)
+
+    def test_nothing_is_said_where_it_fits(self, monkeypatch, tmp_path):
+        assert self.convert(monkeypatch, tmp_path, self.GIB, self.GIB) == ([self.GIB], ())
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_standard_error_is_kept_and_handed_on(tmp_path, is_file):
+    code = """
+import os
+from tfopt.logs import copied_stderr
+os.write(2, b"earlier\\n")
+try:
     with copied_stderr() as lines:
-        os.write(2, b"from a library\n")
-    assert lines == ["from a library"]
-    assert capfd.readouterr().err == "from a library\n"
-    with pytest.raises(ValueError, match="x"), copied_stderr() as lines:
-        os.write(2, b"before\n")
-        raise ValueError("x")
-    assert lines == ["before"]
+        os.write(2, b"from a library\\n")
+        raise ValueError
+except ValueError:
+    pass
+os.write(2, b"later\\n")
+print(lines)
+"""
+    log = tmp_path / "log"
+    with log.open("ab") as file:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True,
+            stderr=file if is_file else subprocess.PIPE,
+        )  # fmt: skip
+    assert ended.stdout == "['from a library']\n"
+    text = log.read_text() if is_file else ended.stderr
+    assert text == "earlier\nfrom a library\nlater\n"
 
 
 @without_gpu

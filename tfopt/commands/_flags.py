@@ -79,8 +79,8 @@ def define_limits(values: flags.FlagValues) -> None:
     )
 
 
-def define_engine(values: flags.FlagValues) -> None:
-    """What belongs to TensorRT engines besides the variant's options."""
+def define_shapes(values: flags.FlagValues) -> None:
+    """The shapes of TensorRT engines."""
     for end, what in (("min", "Smallest"), ("opt", "Best"), ("max", "Largest")):
         flags.DEFINE_string(
             f"{end}_shapes",
@@ -88,10 +88,15 @@ def define_engine(values: flags.FlagValues) -> None:
             f"{what} shapes of TensorRT engines, such as image:1x224x224x3; default: of the data.",
             flag_values=values,
         )
+
+
+def define_engine(values: flags.FlagValues) -> None:
+    """What belongs to TensorRT engines besides the variant's options."""
+    define_shapes(values)
     flags.DEFINE_list(
         "float32_layers",
         [],
-        "Layers that TensorRT keeps in float32, by name or pattern, such as '*/softmax'.",
+        "Layers that TensorRT keeps in float32, by name or pattern, such as '*/Softmax'.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -139,7 +144,7 @@ def source_options(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def engine(values: flags.FlagValues) -> Any:
-    """The engine options that `define_engine` declares; None when nothing was said.
+    """The options that `define_engine` or `define_shapes` declares; None when nothing was said.
 
     Raises:
       InputError: when some of the three shapes are missing, or one is malformed.
@@ -155,10 +160,13 @@ def engine(values: flags.FlagValues) -> Any:
         missing = ", ".join(f"--{n}" for n, text in zip(names, given, strict=True) if not text)
         raise InputError(f"Missing {missing}; the three shapes come together.")
     profile = Profile.parse(*given) if all(given) else None
-    layers, cache = tuple(values.float32_layers), values.engine_cache
+    layers, cache = (
+        values[name].value if name in values else None
+        for name in ("float32_layers", "engine_cache")
+    )
     if profile is None and not layers and cache is None:
         return None
-    return EngineOptions(profile, layers, None if cache is None else Path(cache))
+    return EngineOptions(profile, tuple(layers or ()), None if cache is None else Path(cache))
 
 
 def limits(values: flags.FlagValues) -> Any:

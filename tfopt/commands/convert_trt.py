@@ -63,7 +63,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "tf32", True, "Whether float32 products may be computed in TF32.", flag_values=values
     )
-    _flags.define_engine(values)
+    _flags.define_shapes(values)
 
 
 def run(values: flags.FlagValues) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,20 @@ def beyond_float16(file: Path, batches: Iterable[dict[str, np.ndarray]]) -> list
     }
     names = [name for node in nodes for name in node.output if name in floats]
     large: set[str] = set()
-    for found in values_inside(model, names, batches):
-        large |= {
+
+    def look(found: dict[str, np.ndarray]) -> None:
+        large.update(
             name for name, values in found.items()
-            if not np.abs(values).max(initial=0) <= FLOAT16_LIMIT
-        }  # fmt: skip
+            if values.dtype == np.float32 and not np.abs(values).max(initial=0) <= FLOAT16_LIMIT
+        )  # fmt: skip
+
+    def looked_at() -> Iterator[dict[str, np.ndarray]]:
+        for batch in batches:
+            look(batch)
+            yield batch
+
+    for found in values_inside(model, names, looked_at()):
+        look(found)
     return [node.name for node in nodes if large & {*node.input, *node.output}]
 
 

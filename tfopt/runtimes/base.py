@@ -302,6 +302,8 @@ class Runtime(abc.ABC):
       shares_threads: whether all sessions of a process share one pool of threads, so that several
         can be timed in one process without disturbing each other.
       has_engines: whether its artifacts hold TensorRT engines, which belong to one GPU.
+      opens_once: whether a process can hold an artifact open only once; its session takes calls
+        from several threads.
       has_own_cuda: whether it brings CUDA libraries that may be of another version than
         TensorFlow's, so that the two are not run in one process on a machine with a GPU.
       precisions: filled from the decorated methods.
@@ -312,6 +314,7 @@ class Runtime(abc.ABC):
     library: str
     shares_threads = False
     has_engines = False
+    opens_once = False
     has_own_cuda = False
     precisions: dict[str, Precision]
 

@@ -68,6 +68,8 @@ class OnnxRuntimeSession(Session):
         with contextlib.ExitStack() as stack:
             providers: list[Any] = [CPU]
             if _providers()[0] == CUDA:
+                # Not before: TensorFlow, if it is in this process, would take this cuDNN, too.
+                onnxruntime.preload_dlls()
                 # Else biases become int32 in the hope of kernels that CUDA has not.
                 options.add_session_config_entry("session.disable_quant_qdq", "1")
                 if cuda.missing() is None:
@@ -351,7 +353,6 @@ def _providers() -> list[str]:
 
     if CUDA not in onnxruntime.get_available_providers() or not environment.gpus():
         return [CPU]
-    onnxruntime.preload_dlls()
     return [CUDA, CPU]
 
 

@@ -26,13 +26,12 @@ from tfopt.runtimes.base import (
 from tfopt.trt import bindings, build, cache, inspector, provider, provider_library, shapes, trtexec
 from tfopt.trt.profiles import Profile
 from tfopt.trt.session import ENGINE, EngineSession
-from tfopt.trt.spec import Built, EngineSpec
-from tfopt.trt.target import Record, Target
+from tfopt.trt.spec import MIN_CALIBRATION, Built, EngineSpec, note_on_tf32
+from tfopt.trt.target import NO_GPU, Record, Target
 from tfopt.variant import Value, Variant
 
 FILE = "model.onnx"
 LAYERS = "layers.json"
-MIN_CALIBRATION = 8  # examples; ranges of fewer are chance
 BUILDERS = ("python", "trtexec", "onnxruntime")
 OPTIONS: dict[str, tuple[Value, ...] | WholeNumber] = {
     "builder": ("any", *BUILDERS),
@@ -56,10 +55,7 @@ class TensorRT(Runtime):
 
     def missing(self) -> str | None:  # noqa: D102
         if not environment.gpus():
-            return (
-                "it needs an NVIDIA GPU, and nvidia-smi finds none that CUDA_VISIBLE_DEVICES "
-                "leaves visible."
-            )
+            return NO_GPU
         by_itself = bindings.missing()
         if by_itself is None or provider_library.missing() is None:
             return None
@@ -108,7 +104,7 @@ class TensorRT(Runtime):
 
     def rebuild(self, artifact: Artifact, folder: Path) -> list[str]:  # noqa: D102
         record = Record.open(artifact.folder)
-        left_behind = (ENGINE, LAYERS, provider.ENGINES, provider.RECORD, "*.json")
+        left_behind = (ENGINE, provider.ENGINES, "*.json")
         shutil.copytree(
             artifact.folder, folder, dirs_exist_ok=True,
             ignore=shutil.ignore_patterns(*left_behind),
@@ -132,14 +128,15 @@ class TensorRT(Runtime):
         and chosen by timing them. `builder` names who builds the engine; by default the first
         that is there of TensorRT's Python API and ONNX Runtime's provider.
         """
+        if conversion.engine.float32_layers:
+            raise InputError(
+                "All layers of float32@tensorrt are float32; name layers for float16 or int8, or "
+                "give tf32=False."
+            )
         builder = _builder(options["builder"])
         _prepare(conversion)
         _finish(conversion, builder, options, precision="float32", tf32=tf32)
-        conversion.notes.append(
-            "Products of float32 are computed in TF32, as TensorFlow does by itself."
-            if tf32
-            else "Products of float32 are computed in float32, without TF32."
-        )
+        conversion.notes.append(note_on_tf32(tf32))
 
     @precision(
         "float16",
@@ -253,7 +250,21 @@ def _prepare(conversion: Conversion) -> None:
     """Writes the ONNX file: the one of `float32@onnxruntime`, whose notes are of no interest."""
     alone = dataclasses.replace(conversion, notes=[])
     runtimes.get("onnxruntime").convert(Variant("float32", "onnxruntime"), alone)
+    _take_in_weights(conversion.folder / FILE)
     _name_nodes(conversion.folder / FILE)
+
+
+def _take_in_weights(file: Path) -> None:
+    """Moves weights that lie beside the file into it, as it is rewritten with them."""
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    tensors = onnx.load(file, load_external_data=False).graph.initializer
+    beside = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
+    if beside:
+        _rewrite(file, lambda model: model)
+        for name in beside:
+            (file.parent / name).unlink()
 
 
 def _name_nodes(file: Path) -> None:

@@ -26,13 +26,14 @@ from tfopt.runtimes.base import (
 )
 from tfopt.runtimes.tensorflow import FOLDER, TensorFlowSession
 from tfopt.trt import converted, libraries, saved_model, shapes
+from tfopt.trt.converted import Converted
 from tfopt.trt.profiles import ENDS
 from tfopt.trt.saved_model import TfTrtOptions
-from tfopt.trt.target import Record, Target
+from tfopt.trt.spec import MIN_CALIBRATION, note_on_tf32
+from tfopt.trt.target import NO_GPU, Record, Target
 from tfopt.variant import Value
 
 LAST_TENSORFLOW = (2, 17)
-MIN_CALIBRATION = 8  # examples; ranges of fewer are chance
 OPTIONS: dict[str, tuple[Value, ...] | WholeNumber] = {
     "shapes": ("static", "dynamic"),
     "strategy": saved_model.STRATEGIES,
@@ -109,6 +110,7 @@ class TfTrt(Runtime):
     library = "tensorflow"
     shares_threads = True
     has_engines = True
+    opens_once = True
 
     def missing(self) -> str | None:  # noqa: D102
         try:
@@ -122,10 +124,7 @@ class TfTrt(Runtime):
                 "takes any TensorFlow."
             )
         if not environment.gpus():
-            return (
-                "it needs an NVIDIA GPU, and nvidia-smi finds none that CUDA_VISIBLE_DEVICES "
-                "leaves visible."
-            )
+            return NO_GPU
         return _library_missing()
 
     def remarks(self) -> list[str]:  # noqa: D102
@@ -175,11 +174,18 @@ class TfTrt(Runtime):
             is_dynamic=record.details["is_dynamic"],
             tf32=bool(dict(artifact.variant.options).get("tf32", True)),
         )
-        Record(target, record.profile, record.details).save(folder)
-        return [
+        seconds, before = time.perf_counter() - begin, record.details["num_engines"]
+        found = _figures(made, seconds)
+        Record(target, record.profile, {**record.details, **found}).save(folder)
+        notes = [
             made.describe({}),
-            f"Built anew in {time.perf_counter() - begin:.0f} s; it runs on {target}.",
+            f"Built anew in {seconds:.0f} s; it runs on {target} only.",
         ]
+        if made.num_engines < before:
+            notes.append(
+                f"Before it had {before} engines; parts without one are computed in TensorFlow."
+            )
+        return notes
 
     @precision("float32", options={**OPTIONS, "tf32": (True, False)})
     def float32(self, conversion: Conversion, tf32: bool, **options: Any) -> None:
@@ -191,13 +197,8 @@ class TfTrt(Runtime):
         minimum, optimum and maximum shapes (`shapes=dynamic`), and `max_cached_engines` is how
         many engines each part keeps.
         """
-        note = (
-            "Products of float32 are computed in TF32, as TensorFlow does by itself."
-            if tf32
-            else "Products of float32 are computed in float32, without TF32."
-        )
         _convert(conversion, "FP32", None, tf32=tf32, **options)
-        conversion.notes.append(note)
+        conversion.notes.append(note_on_tf32(tf32))
 
     @precision("float16", options=OPTIONS, suitability=lambda: _suitability("float16"))
     def float16(self, conversion: Conversion, **options: Any) -> None:
@@ -246,6 +247,10 @@ def _convert(
         raise InputError(
             "TF-TRT cannot keep single layers in float32; name them for the runtime tensorrt."
         )
+    if conversion.engine.cache_folder is not None:
+        raise InputError(
+            "TF-TRT keeps no engines for the next time; only the runtime tensorrt does."
+        )
     profile = shapes.choose(conversion, options["shapes"])
     graph = conversion.source.frozen_graph()
     if profile.is_fixed:
@@ -278,9 +283,7 @@ def _convert(
     details = {
         "is_dynamic": has_ranges or is_dynamic,
         "is_exact": not is_dynamic or options["strategy"] == "Optimal",
-        "build_seconds": round(seconds, 1),
-        "num_engines": made.converted.num_engines,
-        "share_inside": round(made.converted.share_inside, 4),
+        **_figures(made.converted, seconds),
     }
     Record(target, profile, details).save(conversion.folder)
     conversion.signature = dataclasses.replace(graph.signature, key=SIGNATURE_KEY)
@@ -289,6 +292,15 @@ def _convert(
         f"Built in {seconds:.0f} s for {profile.spell('optimum')}; it runs on {target} only.",
         *made.notes,
     ]
+
+
+def _figures(made: Converted, seconds: float) -> dict[str, float]:
+    """What `engine.json` tells of a build."""
+    return {
+        "build_seconds": round(seconds, 1),
+        "num_engines": made.num_engines,
+        "share_inside": round(made.share_inside, 4),
+    }
 
 
 def _of_one_shape(batches: Iterator[Arrays]) -> Iterator[Arrays]:

@@ -79,7 +79,7 @@ def convert(
         artifact.save()
         is_unchanged = runtime.precision_of(variant).is_unchanged
         if data is not None and not is_unchanged and _can_run_here(runtime):
-            _check_runs(artifact, data)
+            _check_runs(artifact, data, size if runtime.has_engines else 1)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -91,13 +91,19 @@ def _can_run_here(runtime: Runtime) -> bool:
     return not (runtime.has_own_cuda and environment.gpus() and "tensorflow" in sys.modules)
 
 
-def _check_runs(artifact: Artifact, data: Dataset) -> None:
+def _check_runs(artifact: Artifact, data: Dataset, batch_size: int) -> None:
     """Runs an artifact once: some converters write files that no kernel can execute.
+
+    Args:
+      artifact: what was converted.
+      data: gives the inputs.
+      batch_size: where the artifact leaves it free.
 
     Raises:
       ConversionError: with the runtime's reason.
     """
-    batch = some_batches(data, artifact.signature, artifact.signature.batch_size or 1, 1)[0]
+    size = artifact.signature.batch_size or batch_size
+    batch = some_batches(data, artifact.signature, size, 1)[0]
     try:
         with runtimes.load(artifact, None) as session:
             session.run(batch)
@@ -294,13 +300,16 @@ def measure_load(
     """Opens as many sessions as there are clients, or servers, and puts them under load.
 
     The threads are shared out among them, at least one each; TensorFlow's serve the whole process.
+    Of artifacts that a process can open only once, all have one session.
     """
     artifact = Artifact.open(folder)
     runtime = runtimes.get(artifact.variant.runtime)
     each = num_threads if runtime.shares_threads else max(1, num_threads // concurrency)
     batches = some_batches(data, artifact.signature, batch_size, NUM_TIMED_BATCHES)
     with contextlib.ExitStack() as stack:
-        sessions = [stack.enter_context(runtimes.load(artifact, each)) for _ in range(concurrency)]
+        num_opened = 1 if runtime.opens_once else concurrency
+        sessions = [stack.enter_context(runtimes.load(artifact, each)) for _ in range(num_opened)]
+        sessions *= concurrency // num_opened
         if arrival_rate_per_s is None:
             return throughput.closed_loop(sessions, batches, seconds)
         return throughput.open_loop(sessions, batches, arrival_rate_per_s, seconds, seed)

@@ -256,7 +256,10 @@ def _inspect(
                 context.set_input_shape(name, spec.profile.inputs[name].optimum)
         inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    layers = json.loads(text).get("Layers", [])
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError):  # numbers such as -inf make it no JSON
+        layers = []
     size = getattr(engine, "device_memory_size_v2", None)
     if size is None:
         size = engine.device_memory_size

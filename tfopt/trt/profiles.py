@@ -117,7 +117,8 @@ class Profile:
           max_batch_size: its maximum.
 
         Raises:
-          ConversionError: when a dimension besides the batch is free and there are no examples.
+          ConversionError: when a dimension besides the batch is free and there are no examples, or
+            they are of different ranks.
         """
         if (profile := cls.fixed(signature, batch_size)) is not None:
             seen = {name: [shapes.optimum] for name, shapes in profile.inputs.items()}
@@ -135,10 +136,15 @@ class Profile:
                     "sizes from; give data (--data), or the shapes (--min_shapes, --opt_shapes, "
                     "--max_shapes)."
                 )
+            if len({len(shape) for shape in shapes}) > 1:
+                raise ConversionError(
+                    f"Input {spec} has examples of different ranks, which no engine is for; give "
+                    "the shapes (--min_shapes, --opt_shapes, --max_shapes)."
+                )
             sizes = list(zip(*shapes, strict=True))
             minimum, maximum = [min(size) for size in sizes], [max(size) for size in sizes]
             optimum = list(Counter(shapes).most_common(1)[0][0])
-            if spec.shape is None or (spec.shape and spec.shape[0] is None):
+            if minimum and (spec.shape is None or spec.shape[0] is None):
                 minimum[0], optimum[0] = 1, batch_size
                 maximum[0] = max(batch_size, max_batch_size)
             found[spec.name] = ShapeRange(tuple(minimum), tuple(optimum), tuple(maximum))

@@ -101,21 +101,23 @@ def convert(
     smaller = [
         size for size in SMALLER_WORKSPACES_BYTES if size < (options.workspace_bytes or 1 << 62)
     ]
+    sizes = [options.workspace_bytes, *smaller]
     notes: list[str] = []
-    for size in (options.workspace_bytes, *smaller):
+    for size in sizes:
         tried = dataclasses.replace(options, workspace_bytes=size)
         result, lines = _try(graph, folder, profile, tried, calibration)
         is_whole = all(segment.num_engines for segment in result.converted.segments)
         if is_whole or not any(_OUT_OF_MEMORY.search(line) for line in lines):
             break
-        notes = [
-            "The GPU's memory ran out while engines were built, so that their workspace is "
-            f"{size or 0:,} bytes at most."
-        ]
-        if size != smaller[-1]:
+        if size != sizes[-1]:
             shutil.rmtree(folder)
     if not result.converted.num_engines:
         raise ConversionError(_why_nothing(result, lines, options.min_segment_size))
+    if size is not None and size != options.workspace_bytes:
+        notes.append(
+            "The GPU's memory ran out while engines were built, so that their workspace is "
+            f"{size:,} bytes at most."
+        )
     failed = [match for line in lines if (match := _REASON.search(line))]
     notes += [
         f"{match[1]} could not become an engine and stayed in TensorFlow: {match[2][:300]}"
@@ -151,7 +153,7 @@ def rebuild(
       tf32: whether float32 products may be computed in TF32.
 
     Raises:
-      ConversionError: when an engine cannot be built here.
+      ConversionError: when no engine can be built here.
     """
     import tensorflow as tf
 

@@ -176,7 +176,7 @@ class EngineSession(Session):
     def _make_room(self, name: str, num_bytes: int) -> None:
         if (found := self._buffers.get(name)) is None or found.num_bytes < num_bytes:
             if found is not None:
-                found.close()
+                self._buffers.pop(name).close()
             self._buffers[name] = cuda.Buffer(num_bytes)
             self._context.set_tensor_address(name, self._buffers[name].address)
 

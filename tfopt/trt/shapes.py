@@ -31,7 +31,10 @@ def choose(conversion: Conversion, shapes: str) -> Profile:
         given.check(signature)
         for batch in batches:
             if (outside := given.outside(batch)) is not None:
-                raise InputError(f"The profile excludes the data: {outside}")
+                raise InputError(
+                    "The profile excludes the data in batches of --batch_size="
+                    f"{conversion.batch_size}: {outside}"
+                )
         return given
     fixed = Profile.fixed(signature, conversion.batch_size)
     if shapes == "static" and fixed is not None:

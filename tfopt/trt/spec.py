@@ -9,6 +9,15 @@ from typing import Any
 
 from tfopt.trt.profiles import Profile
 
+MIN_CALIBRATION = 8  # examples; ranges of fewer are chance
+
+
+def note_on_tf32(tf32: bool) -> str:
+    """What an artifact in float32 says of its products."""
+    if tf32:
+        return "Products of float32 are computed in TF32, as TensorFlow does by itself."
+    return "Products of float32 are computed in float32, without TF32."
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
@@ -16,7 +25,7 @@ class EngineOptions:
 
     Attributes:
       profile: shapes that the engine is for; None takes them from the data.
-      float32_layers: names of layers that stay float32, shell patterns such as `*/softmax`.
+      float32_layers: names of layers that stay float32, shell patterns such as `*/Softmax`.
       cache_folder: where engines and timings of kernels are kept for the next time; None is
         `$XDG_CACHE_HOME/tfopt/tensorrt`, else `~/.cache/tfopt/tensorrt`.
     """

@@ -18,6 +18,9 @@ from tfopt.measure import environment
 from tfopt.trt.profiles import Profile
 
 RECORD = "engine.json"
+NO_GPU = (
+    "it needs an NVIDIA GPU, and nvidia-smi finds none that CUDA_VISIBLE_DEVICES leaves visible."
+)
 
 
 @dataclasses.dataclass(frozen=True)
