@@ -225,6 +225,18 @@ class TestBeyondFloat16:
         assert half.beyond_float16(file, self.batches(np.nan)) == ["up", "relu", "down"]
         assert half.beyond_float16(file, []) == []
 
+    def test_looks_at_what_comes_in(self, tmp_path):
+        model = models.make(
+            [node("Mul", ["x", "scale"], ["y"], name="scale")],
+            {"scale": np.array(1 / 65535, np.float32)},
+            ["n", 4],
+            ["n", 4],
+        )
+        file = tmp_path / "model.onnx"
+        onnx.save_model(model, file)
+        assert half.beyond_float16(file, self.batches(65535)) == ["scale"]
+        assert half.beyond_float16(file, self.batches(255)) == []
+
     def test_of_nodes_without_names(self, tmp_path):
         model = chain()
         for one in model.graph.node:
