@@ -18,7 +18,7 @@ from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.measure import environment
 from tfopt.runtimes.base import Conversion
-from tfopt.search import candidates
+from tfopt.search import candidates, steps
 from tfopt.signature import Signature, TensorSpec
 from tfopt.trt import bindings, build
 from tfopt.trt.profiles import Profile
@@ -314,8 +314,12 @@ class TestConversion:
         monkeypatch.setattr(environment, "gpus", lambda: (other,))
         with pytest.raises(InputError, match=r"need a NVIDIA H100 80GB HBM3 \(here: Tesla T4\)"):
             RUNTIME.load(artifact, None)
-        (tmp_path / "new").mkdir()
-        notes = RUNTIME.rebuild(artifact, tmp_path / "new")
+        lasting = "Kept in float32: a."
+        dataclasses.replace(artifact, notes=(lasting, *made.notes)).save()
+        rebuilt = steps.rebuild(artifact.folder, tmp_path / "new")
+        assert rebuilt.notes[0] == lasting
+        assert not any(H100.name in note for note in rebuilt.notes)
+        notes = rebuilt.notes
         assert dataclasses.replace(seen.spec, timing_cache=None) == asked
         assert Record.open(tmp_path / "new").target == Target.here({"TensorRT": "10.13.3"})
         assert any("Tesla T4" in note for note in notes)

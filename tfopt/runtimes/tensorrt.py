@@ -427,15 +427,7 @@ def _build(folder: Path, spec: EngineSpec, builder: str, cache_folder: Path) -> 
         for field in dataclasses.fields(spec)
         if field.name not in ("profile", "timing_cache")
     }
-    details = {
-        "builder": builder,
-        "spec": asked,
-        "build_seconds": round(built.seconds, 1),
-        "num_engines": int(built.figures.get("num_engines", 1)),
-        "figures": dict(built.figures),
-    }
-    Record(target, spec.profile, details).save(folder)
-    return [
+    made = [
         f"Built with {built.builder} in {built.seconds:.0f} s for "
         f"{spec.profile.spell('optimum')}; it runs on {target} only.",
         *inspector.report(built.layers, spec.precision),
@@ -443,6 +435,16 @@ def _build(folder: Path, spec: EngineSpec, builder: str, cache_folder: Path) -> 
         *built.notes,
         *notes,
     ]
+    details = {
+        "builder": builder,
+        "spec": asked,
+        "build_seconds": round(built.seconds, 1),
+        "num_engines": int(built.figures.get("num_engines", 1)),
+        "figures": dict(built.figures),
+        "notes": made,
+    }
+    Record(target, spec.profile, details).save(folder)
+    return made
 
 
 def _of_memory(built: Built) -> list[str]:

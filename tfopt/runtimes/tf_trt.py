@@ -175,8 +175,6 @@ class TfTrt(Runtime):
             tf32=bool(dict(artifact.variant.options).get("tf32", True)),
         )
         seconds, before = time.perf_counter() - begin, record.details["num_engines"]
-        found = _figures(made, seconds)
-        Record(target, record.profile, {**record.details, **found}).save(folder)
         notes = [
             made.describe({}),
             f"Built anew in {seconds:.0f} s; it runs on {target} only.",
@@ -185,6 +183,8 @@ class TfTrt(Runtime):
             notes.append(
                 f"Before it had {before} engines; parts without one are computed in TensorFlow."
             )
+        details = {**record.details, **_figures(made, seconds), "notes": notes}
+        Record(target, record.profile, details).save(folder)
         return notes
 
     @precision("float32", options={**OPTIONS, "tf32": (True, False)})
@@ -280,18 +280,20 @@ def _convert(
         calibration,
     )
     seconds = time.perf_counter() - begin
-    details = {
-        "is_dynamic": has_ranges or is_dynamic,
-        "is_exact": not is_dynamic or options["strategy"] == "Optimal",
-        **_figures(made.converted, seconds),
-    }
-    Record(target, profile, details).save(conversion.folder)
-    conversion.signature = dataclasses.replace(graph.signature, key=SIGNATURE_KEY)
-    conversion.notes += [
+    notes = [
         made.converted.describe(made.reasons),
         f"Built in {seconds:.0f} s for {profile.spell('optimum')}; it runs on {target} only.",
         *made.notes,
     ]
+    details = {
+        "is_dynamic": has_ranges or is_dynamic,
+        "is_exact": not is_dynamic or options["strategy"] == "Optimal",
+        **_figures(made.converted, seconds),
+        "notes": notes,
+    }
+    Record(target, profile, details).save(conversion.folder)
+    conversion.signature = dataclasses.replace(graph.signature, key=SIGNATURE_KEY)
+    conversion.notes += notes
 
 
 def _figures(made: Converted, seconds: float) -> dict[str, float]:

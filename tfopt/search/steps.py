@@ -23,6 +23,7 @@ from tfopt.measure import accuracy, diagnosis, environment, gpu, latency, throug
 from tfopt.runtimes.base import Conversion, Runtime, Session
 from tfopt.source import Source
 from tfopt.trt.spec import EngineOptions
+from tfopt.trt.target import Record
 from tfopt.variant import Variant
 
 EVALUATION_BATCH_SIZE = 32
@@ -133,7 +134,9 @@ def rebuild(artifact_folder: Path, folder: Path) -> Artifact:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        notes = runtime.rebuild(artifact, unfinished)
+        of_old_engines = Record.open(artifact.folder).details["notes"]
+        lasting = [note for note in artifact.notes if note not in of_old_engines]
+        notes = [*lasting, *runtime.rebuild(artifact, unfinished)]
         size_bytes, compressed_bytes = measure_files(unfinished)
         rebuilt = dataclasses.replace(
             artifact,
