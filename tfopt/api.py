@@ -104,9 +104,7 @@ def convert(
       InputError: for a wrong model, variant, data, folder, or shapes.
       ResultError: when the model cannot be converted; says why.
     """
-    output_dir = Path(output_dir).absolute()
-    if output_dir.exists():
-        raise InputError(f"{output_dir} exists already; nothing was overwritten, name another.")
+    output_dir = _new_folder(output_dir)
     if isinstance(variant, str):
         expanded = runtimes.expand([variant])
         if len(expanded) != 1:
@@ -121,11 +119,7 @@ def convert(
             f"{variant} has no TensorRT engines that shapes or layers could be named for; leave "
             "them out, or convert for tf_trt or tensorrt."
         )
-    try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    except OSError as error:
-        raise InputError(f"{output_dir} cannot be written ({error.strerror}).") from error
+    work = _work_beside(output_dir)
     try:
         with Worker(work / "convert.log", limits, import_modules) as worker:
             common: dict[str, Any] = {
@@ -191,9 +185,7 @@ def rebuild(
         the new folder cannot be written.
       ResultError: when the engines cannot be built here; says why.
     """
-    opened, output_dir = Artifact.open(artifact), Path(output_dir).absolute()
-    if output_dir.exists():
-        raise InputError(f"{output_dir} exists already; nothing was overwritten, name another.")
+    opened, output_dir = Artifact.open(artifact), _new_folder(output_dir)
     runtime = runtimes.get(opened.variant.runtime)
     if not runtime.has_engines:
         raise InputError(
@@ -207,11 +199,7 @@ def rebuild(
         raise InputError(
             f"{output_dir} lies inside the artifact {folder}; name a folder beside it."
         )
-    try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    except OSError as error:
-        raise InputError(f"{output_dir} cannot be written ({error.strerror}).") from error
+    work = _work_beside(output_dir)
     try:
         with Worker(work / "rebuild.log", limits, import_modules) as worker:
             worker.call("tfopt.search.steps:rebuild", folder, work / "rebuilt")
@@ -469,3 +457,28 @@ def _home(artifact: Artifact) -> str:
     """
     runtime = runtimes.get(artifact.variant.runtime)
     return str(artifact.folder) if runtime.has_engines else runtime.name
+
+
+def _new_folder(output_dir: str | Path) -> Path:
+    """The absolute path of a folder that is not there yet.
+
+    Raises:
+      InputError: when it is.
+    """
+    folder = Path(output_dir).absolute()
+    if folder.exists():
+        raise InputError(f"{folder} exists already; nothing was overwritten, name another.")
+    return folder
+
+
+def _work_beside(output_dir: Path) -> Path:
+    """A new folder on the same disk, from which the result is moved when it is whole.
+
+    Raises:
+      InputError: when nothing can be written there.
+    """
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+    except OSError as error:
+        raise InputError(f"{output_dir} cannot be written ({error.strerror}).") from error

@@ -7,6 +7,8 @@ version of the CUDA toolkit (https://nvidia.github.io/cuda-python/cuda-bindings)
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -120,6 +122,27 @@ class Event:
     def close(self) -> None:
         """Releases it."""
         _call(_driver().cuEventDestroy, self._event)
+
+
+def seconds_of_runs(run: Callable[[], None], num_runs: int, stream: Stream) -> list[float]:
+    """Times work of the GPU: runs are queued and not waited for, with an event after each.
+
+    Args:
+      run: queues its work on the stream and returns.
+      num_runs: how often.
+      stream: it has no other work then.
+    """
+    events = [Event() for _ in range(num_runs + 1)]
+    try:
+        events[0].record(stream)
+        for event in events[1:]:
+            run()
+            event.record(stream)
+        return [end.seconds_since(begin) for begin, end in itertools.pairwise(events)]
+    finally:
+        stream.synchronize()
+        for event in events:
+            event.close()
 
 
 def _driver() -> Any:

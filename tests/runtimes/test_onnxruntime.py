@@ -165,7 +165,7 @@ class TestSession:
             assert session.device_seconds({"x": models.EXAMPLES}, 3) is None
 
     @with_cuda
-    @pytest.mark.skipif(cuda.missing() is not None, reason="cuda-bindings is not installed")
+    @pytest.mark.skipif(cuda.missing() is not None, reason="CUDA's driver cannot be called here")
     def test_seconds_of_the_device(self, convert):
         with RUNTIME.load(convert("float32@onnxruntime"), None) as session:
             inputs = {"x": models.EXAMPLES}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import json
 import shutil
 import tempfile
@@ -127,20 +126,11 @@ class OnnxRuntimeSession(Session):
         except Exception as error:
             self.check_inputs(inputs, error)
             raise
-        # Runs are queued and not waited for, so that an event follows the last kernel at once.
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        events = [cuda.Event() for _ in range(num_runs + 1)]
-        try:
-            events[0].record(self._stream)
-            for event in events[1:]:
-                self._session.run_with_iobinding(binding, options)
-                event.record(self._stream)
-            return [end.seconds_since(begin) for begin, end in itertools.pairwise(events)]
-        finally:
-            self._stream.synchronize()
-            for event in events:
-                event.close()
+        return cuda.seconds_of_runs(
+            lambda: self._session.run_with_iobinding(binding, options), num_runs, self._stream
+        )
 
     def end_profiling(self) -> list[dict[str, Any]]:
         """The events of all runs since the session was opened."""

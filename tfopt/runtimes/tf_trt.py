@@ -13,7 +13,7 @@ from typing import Any
 
 from tfopt.artifact import Artifact
 from tfopt.errors import InputError
-from tfopt.graph import SIGNATURE_KEY
+from tfopt.graph import SIGNATURE_KEY, FrozenGraph
 from tfopt.measure import environment, suitability
 from tfopt.runtimes.base import (
     Arrays,
@@ -197,7 +197,8 @@ class TfTrt(Runtime):
         minimum, optimum and maximum shapes (`shapes=dynamic`), and `max_cached_engines` is how
         many engines each part keeps.
         """
-        _convert(conversion, "FP32", None, tf32=tf32, **options)
+        graph = conversion.source.frozen_graph()
+        _convert(conversion, graph, "FP32", None, tf32=tf32, **options)
         conversion.notes.append(note_on_tf32(tf32))
 
     @precision("float16", options=OPTIONS, suitability=lambda: _suitability("float16"))
@@ -206,7 +207,7 @@ class TfTrt(Runtime):
 
         Values beyond 65504 overflow; the outputs are compared on real examples.
         """
-        _convert(conversion, "FP16", None, **options)
+        _convert(conversion, conversion.source.frozen_graph(), "FP16", None, **options)
 
     @precision(
         "int8",
@@ -224,11 +225,12 @@ class TfTrt(Runtime):
         graph = conversion.source.frozen_graph()
         if saved_model.holds_ranges(graph):
             conversion.notes.append("Ranges are those that the model was trained with.")
-            _convert(conversion, "INT8", None, **options)
+            _convert(conversion, graph, "INT8", None, **options)
             return
         conversion.calibration_batches(MIN_CALIBRATION)  # before minutes of work
         _convert(
             conversion,
+            graph,
             "INT8",
             lambda: _of_one_shape(conversion.calibration_batches(MIN_CALIBRATION)),
             **options,
@@ -237,6 +239,7 @@ class TfTrt(Runtime):
 
 def _convert(
     conversion: Conversion,
+    graph: FrozenGraph,
     mode: str,
     calibration: Callable[[], Iterable[Arrays]] | None,
     *,
@@ -252,7 +255,6 @@ def _convert(
             "TF-TRT keeps no engines for the next time; only the runtime tensorrt does."
         )
     profile = shapes.choose(conversion, options["shapes"])
-    graph = conversion.source.frozen_graph()
     if profile.is_fixed:
         graph = graph.with_batch_size(profile.batch_size)
     # Of shapes that the user gave, static engines are for each by itself.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -78,18 +77,7 @@ class EngineSession(Session):
         del held
         for _ in range(NUM_WARM_UPS):
             self._execute()
-        # Runs are queued and not waited for, so that an event follows the last kernel at once.
-        events = [cuda.Event() for _ in range(num_runs + 1)]
-        try:
-            events[0].record(self._stream)
-            for event in events[1:]:
-                self._execute()
-                event.record(self._stream)
-            return [end.seconds_since(begin) for begin, end in itertools.pairwise(events)]
-        finally:
-            self._stream.synchronize()
-            for event in events:
-                event.close()
+        return cuda.seconds_of_runs(self._execute, num_runs, self._stream)
 
     def layer_times_ms(self, batches: Sequence[Arrays]) -> dict[str, float]:
         """Milliseconds of each layer in one run on average, by TensorRT's profiler.
