@@ -1,12 +1,11 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from tests.onnx import models
-from tfopt.errors import ConversionError, InputError
+from tfopt.errors import InputError
 from tfopt.onnx import half, quantize
-from tfopt.onnx.opset import raise_opset
 
 node = helper.make_node
 
@@ -262,32 +261,3 @@ class TestBeyondFloat16:
         found = half.to_float16(onnx.load(file), large)
         values = models.run(found, x, is_optimized=False)
         np.testing.assert_allclose(values, x, rtol=0.01)
-
-
-class TestRaiseOpset:
-    def test_keeps_what_is_new_enough(self):
-        model = models.conv_relu_gemm()
-        assert raise_opset(model, 18) is model
-
-    def test_raises(self):
-        model = models.like_torch(12)
-        found = raise_opset(model, 19)
-        assert found.opset_import[0].version == 19
-        onnx.checker.check_model(found)
-        np.testing.assert_allclose(
-            models.run(found, models.EXAMPLES), models.run(model, models.EXAMPLES), atol=1e-5
-        )
-
-    def test_says_what_cannot_be_raised(self):
-        model = models.make(
-            [node("Upsample", ["x", "s"], ["y"])], {"s": np.float32([1, 1, 2, 2])},
-            [1, 1, 2, 2], [1, 1, 4, 4], opset=9,
-        )  # fmt: skip
-        model.graph.node[0].attribute.append(helper.make_attribute("mode", "linear"))
-        model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
-        try:
-            found = raise_opset(model, 19)
-        except ConversionError as error:
-            assert "version 9" in str(error)
-        else:
-            onnx.checker.check_model(found)

@@ -247,6 +247,26 @@ class TestConversion:
         )
         assert 1e-4 < error < 0.35
 
+    def test_operators_are_those_that_tensorrt_8_knows(self, seen, monkeypatch, tmp_path):
+        import onnx
+
+        from tests.onnx import models
+
+        file = tmp_path / "reduce.onnx"
+        reduce = onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)
+        onnx.save(models.make([reduce], {"axes": np.int64([2, 3])}, ["n", 3, 6, 6], ["n", 3]), file)
+        prepared = source.prepare(file, tmp_path / "source")
+        for library, opset in (("10.13.3", 18), ("8.6.1", 17)):
+            found = {"TensorRT": library}
+            monkeypatch.setattr("tfopt.runtimes.tensorrt._libraries", lambda _, f=found: f)
+            made = steps.convert(
+                prepared, Variant.parse("float32@tensorrt"), tmp_path / library, None, None, 8
+            )
+            model = onnx.load(made.folder / "model.onnx")
+            assert model.opset_import[0].version == opset
+            x = models.EXAMPLES[:8]
+            np.testing.assert_allclose(models.run(model, x), x.mean((2, 3)), atol=1e-6)
+
     def test_layers_that_are_named_stay_float32(self, seen, conv):
         import onnx
 

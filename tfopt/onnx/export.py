@@ -14,7 +14,7 @@ import numpy as np
 from tfopt.errors import ConversionError
 from tfopt.graph import FrozenGraph, first_line
 
-OPSET = 18  # the highest that tf2onnx writes
+OPSET = 17  # the last that TensorRT 8.6 reads; nothing that later ones add is of use here
 _FOLDED = re.compile(r"const_fold_opt__\d+")
 
 

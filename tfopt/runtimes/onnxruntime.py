@@ -220,7 +220,7 @@ class OnnxRuntime(Runtime):
         is_unchanged=True,
     )
     def float32(self, conversion: Conversion, tf32: bool) -> None:
-        """The numbers as they are, as an ONNX file of opset 18.
+        """The numbers as they are, as an ONNX file of opset 17.
 
         On NVIDIA GPUs since Ampere convolutions and matrix products are computed in TF32, with ten
         bits of mantissa instead of 23, unless `tf32=False`.

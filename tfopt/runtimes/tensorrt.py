@@ -38,6 +38,7 @@ OPTIONS: dict[str, tuple[Value, ...] | WholeNumber] = {
     "shapes": ("static", "dynamic"),
     "workspace_mib": WholeNumber(None),
 }
+LAST_OPSET_OF_8 = 17  # onnx-tensorrt, docs/operators.md of release 8.6
 NUM_NAMED = 5
 
 
@@ -243,7 +244,12 @@ def _needs_types(builder: str) -> bool:
     """Whether the builder's TensorRT takes precisions from the file alone."""
     if builder == "python":
         return build.needs_strong_typing()
-    return int(_libraries(builder).get("TensorRT", "0").split(".")[0] or 0) >= 11
+    return _major(builder) >= 11
+
+
+def _major(builder: str) -> int:
+    """The first number of the builder's TensorRT."""
+    return int(_libraries(builder).get("TensorRT", "0").split(".")[0] or 0)
 
 
 def _prepare(conversion: Conversion) -> None:
@@ -388,6 +394,25 @@ def _fix_shapes(file: Path, profile: Profile) -> None:
     _rewrite(file, fix)
 
 
+def _lower(file: Path) -> None:
+    """Brings a file to the operators that TensorRT 8.6 knows.
+
+    It takes later ones for those, and computes something else.
+
+    Raises:
+      ConversionError: when that cannot be done.
+    """
+    from tfopt.onnx import opset
+
+    try:
+        _rewrite(file, lambda model: opset.lower_opset(model, LAST_OPSET_OF_8))
+    except ConversionError as error:
+        raise ConversionError(
+            f"TensorRT 8.6 reads ONNX's operators up to version {LAST_OPSET_OF_8}; export the "
+            f"model in that one (opset_version={LAST_OPSET_OF_8} in PyTorch). {error}"
+        ) from error
+
+
 def _build(folder: Path, spec: EngineSpec, builder: str, cache_folder: Path) -> list[str]:
     """Builds, or takes from the cache, the engine of a folder with an ONNX file.
 
@@ -396,6 +421,8 @@ def _build(folder: Path, spec: EngineSpec, builder: str, cache_folder: Path) -> 
     """
     target = Target.here(_libraries(builder))
     onnx_file, engine_file = folder / FILE, folder / ENGINE
+    if _major(builder) == 8:
+        _lower(onnx_file)
     key, notes = cache.engine_key(target, onnx_file, spec, builder), []
     try:
         cache_folder.mkdir(parents=True, exist_ok=True)
