@@ -327,6 +327,36 @@ class TestMemory:
         assert self.convert(monkeypatch, tmp_path, self.GIB, self.GIB) == ([self.GIB], ())
 
 
+class TestRanges:
+    """What is done when TF-TRT calibrates nothing, which it tells its log only."""
+
+    def convert(self, monkeypatch, tmp_path, has_ranges, calibration):
+        from tfopt.trt.converted import Converted, Segment
+
+        segments = tuple(
+            Segment(name, 3, num_engines, 1, found)
+            for name, num_engines, found in zip("abc", (1, 1, 0), (*has_ranges, False), strict=True)
+        )
+        result = saved_model.Result(Converted(segments, ()), {}, ())
+        monkeypatch.setattr(saved_model, "_try", lambda *_: (result, []))
+        options = saved_model.TfTrtOptions("INT8")
+        return saved_model.convert(None, tmp_path / "out", None, options, calibration).notes
+
+    def test_without_any_nothing_would_be_int8(self, monkeypatch, tmp_path):
+        with pytest.raises(ConversionError, match="collected no ranges while it calibrated"):
+            self.convert(monkeypatch, tmp_path, (False, False), list)
+
+    def test_an_engine_without_is_named(self, monkeypatch, tmp_path):
+        notes = self.convert(monkeypatch, tmp_path, (True, False), list)
+        assert notes == (
+            "b has no ranges from calibration and is not int8; the examples may not reach it.",
+        )
+
+    def test_nothing_is_said_where_all_have_them_or_none_were_wanted(self, monkeypatch, tmp_path):
+        assert self.convert(monkeypatch, tmp_path, (True, True), list) == ()
+        assert self.convert(monkeypatch, tmp_path, (False, False), None) == ()
+
+
 @pytest.mark.parametrize("is_file", [True, False])
 def test_standard_error_is_kept_and_handed_on(tmp_path, is_file):
     code = """

@@ -1,3 +1,5 @@
+import pathlib
+import shutil
 import struct
 
 import pytest
@@ -68,6 +70,21 @@ def test_engines_are_counted_in_the_function_library(folder):
     assert found.num_engines == 2
     assert sorted(op for _, op in found.left) == ["Igamma", "TopKV2", "TopKV2"]
     assert found.share_inside == 5 / 10  # what has no engine runs in TensorFlow
+
+
+def test_a_real_one(tmp_path):
+    """Of TensorFlow 2.17.1 with TensorRT 8.6: two convolutions around a sort and an igamma."""
+    real = pathlib.Path(__file__).parent / "saved_models/two_engines.pb"
+    shutil.copy(real, tmp_path / "saved_model.pb")
+    (tmp_path / "assets").mkdir()
+    for index, size in enumerate((112042, 178922)):
+        write_records(tmp_path / f"assets/trt-serialized-engine.TRTEngineOp_004_00{index}", [size])
+    found = converted.read(tmp_path)
+    assert [(s.num_nodes, s.num_engines, s.num_bytes, s.has_ranges) for s in found.segments] == [
+        (5, 1, 112042, False), (4, 1, 178922, False)
+    ]  # fmt: skip
+    assert sorted(op for _, op in found.left) == ["AddV2", "Igamma", "Neg", "TopKV2"]
+    assert found.describe({}).startswith("2 TensorRT engines hold 69% of the operations; ")
 
 
 def test_what_is_not_converted_has_no_engines(tmp_path):

@@ -29,12 +29,14 @@ class Segment:
       num_nodes: operations inside, constants and the like not counted.
       num_engines: how many were built and saved; none means that TensorFlow computes it.
       num_bytes: of those engines.
+      has_ranges: whether it holds ranges from calibration.
     """
 
     name: str
     num_nodes: int
     num_engines: int
     num_bytes: int
+    has_ranges: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,12 @@ def read(folder: Path) -> Converted:
                 file = folder / "assets" / f"{ASSET_PREFIX}{key}"
                 records = list(record_sizes(file)) if file.is_file() else []
                 segments[key] = Segment(
-                    key, sum(n.op not in NOT_COUNTED for n in inside), len(records), sum(records)
+                    key,
+                    sum(n.op not in NOT_COUNTED for n in inside),
+                    len(records),
+                    sum(records),
+                    has_ranges="calibration_data" in node.attr
+                    and bool(node.attr["calibration_data"].s),
                 )
             elif has_engine and node.op not in NOT_COUNTED | _CALLS:
                 left.append((node.name, node.op))

@@ -113,6 +113,8 @@ def convert(
             shutil.rmtree(folder)
     if not result.converted.num_engines:
         raise ConversionError(_why_nothing(result, lines, options.min_segment_size))
+    if calibration is not None:
+        notes += _without_ranges(result.converted)
     if size is not None and size != options.workspace_bytes:
         notes.append(
             "The GPU's memory ran out while engines were built, so that their workspace is "
@@ -252,6 +254,24 @@ def _try(
                 raise ConversionError(f"TF-TRT failed: {text[0][:300]}") from error
         result = Result(converted.read(folder), converted.read_reasons(report), ())
     return result, lines
+
+
+def _without_ranges(found: Converted) -> list[str]:
+    """What TF-TRT did not calibrate; it goes on with a warning in its log.
+
+    Raises:
+      ConversionError: when that is every engine.
+    """
+    engines = [segment for segment in found.segments if segment.num_engines]
+    missing = [segment.name for segment in engines if not segment.has_ranges]
+    if len(missing) == len(engines):
+        raise ConversionError(
+            "TF-TRT collected no ranges while it calibrated, so that nothing would be int8."
+        )
+    return [
+        f"{name} has no ranges from calibration and is not int8; the examples may not reach it."
+        for name in missing
+    ]
 
 
 def _why_nothing(result: Result, lines: list[str], min_segment_size: int) -> str:
