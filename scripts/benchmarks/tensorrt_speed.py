@@ -18,7 +18,9 @@ another version than TensorFlow's: the two never share a process.
 """
 
 import pathlib
+import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import example_models
@@ -27,7 +29,10 @@ import reporting
 from absl import flags
 
 import tfopt
+from tfopt import dataset, runtimes
 from tfopt.artifact import Artifact
+from tfopt.isolation import Worker
+from tfopt.search import steps
 from tfopt.trt.target import RECORD, Record
 
 _MODEL = flags.DEFINE_enum("model", "resnet50", sorted(example_models.NAMES), "The network.")
@@ -61,13 +66,10 @@ def main(_: list[str]) -> None:
     images = np.load(npz)["x"]
     data = {"x": np.concatenate([images] * _NUM_COPIES)}
     rows: list[dict[str, Any]] = []
-    artifacts = []
-    for variant in _VARIANTS.value:
-        row = _convert(variant, saved_model, data, work)
+    for row in _convert_all(saved_model, data, work):
         rows.append(row)
-        if row["reason"] is None:
-            artifacts.append(row["folder"])
         _print(rows)
+    artifacts = [row["folder"] for row in rows if row["reason"] is None]
     comparison = tfopt.benchmark(
         artifacts,
         data,
@@ -99,34 +101,58 @@ def main(_: list[str]) -> None:
     )
 
 
-def _convert(
-    text: str, saved_model: pathlib.Path, data: dict[str, np.ndarray], work: pathlib.Path
-) -> dict[str, Any]:
-    """One variant, unless it lies in the work folder; returns what the table says of it."""
-    variant = tfopt.Variant.parse(text)
-    folder = work / f"{variant.slug}-{_BATCH_SIZE.value}"
-    row: dict[str, Any] = {"variant": text, "folder": str(folder), "reason": None}
-    begin = time.perf_counter()
-    if not folder.exists():
-        # ONNX Runtime may not be tried in the process that holds TensorFlow's CUDA.
-        given = None if variant.runtime == "onnxruntime" else data
-        try:
-            tfopt.convert(
-                saved_model, variant, folder, given,
-                batch_size=_BATCH_SIZE.value, num_calibration=128,
-            )  # fmt: skip
-        except (tfopt.ResultError, tfopt.InputError) as error:
-            return row | {"reason": str(error)}
-    artifact = Artifact.open(folder)
-    row |= {
-        "convert_s": time.perf_counter() - begin,
-        "size_bytes": artifact.size_bytes,
-        "versions": artifact.versions,
-        "notes": list(artifact.notes),
-    }
-    if (folder / RECORD).exists():
-        row |= dict(Record.open(folder).details)
-    return row
+def _convert_all(
+    saved_model: pathlib.Path, data: dict[str, np.ndarray], work: pathlib.Path
+) -> Iterator[dict[str, Any]]:
+    """Makes the variants that do not lie in the work folder; gives what the table says of each."""
+    with Worker(work / "convert.log") as worker, tempfile.TemporaryDirectory(dir=work) as name:
+        source = worker.call("tfopt.source:prepare", saved_model, pathlib.Path(name, "source"))
+        examples = dataset.write(
+            data, source.signature, pathlib.Path(name, "data"), num_calibration=128
+        )
+
+        def convert(variant: tfopt.Variant) -> dict[str, Any]:
+            runtime, folder = runtimes.get(variant.runtime), _folder(variant, work)
+            row: dict[str, Any] = {
+                "variant": str(variant), "folder": str(folder), "reason": runtime.missing()
+            }  # fmt: skip
+            begin = time.perf_counter()
+            if not folder.exists() and row["reason"] is None:
+                parents = steps.parents_of(variant)
+                for parent in parents:
+                    convert(parent)
+                is_calibrated = runtimes.precision_of(variant).is_calibrated
+                try:
+                    worker.call(
+                        "tfopt.search.steps:convert",
+                        source,
+                        variant,
+                        folder,
+                        _folder(parents[-1], work) if parents else None,
+                        examples if is_calibrated else None,
+                        _BATCH_SIZE.value,
+                    )
+                except (tfopt.ConversionError, tfopt.InputError) as error:
+                    row["reason"] = str(error)
+            if row["reason"] is not None:
+                return row
+            artifact = Artifact.open(folder)
+            row |= {
+                "convert_s": time.perf_counter() - begin,
+                "size_bytes": artifact.size_bytes,
+                "versions": artifact.versions,
+                "notes": list(artifact.notes),
+            }
+            if (folder / RECORD).exists():
+                row |= dict(Record.open(folder).details)
+            return row
+
+        for text in _VARIANTS.value:
+            yield convert(runtimes.expand([text])[0])
+
+
+def _folder(variant: tfopt.Variant, work: pathlib.Path) -> pathlib.Path:
+    return work / f"{variant.slug}-{_BATCH_SIZE.value}"
 
 
 def _judge(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
