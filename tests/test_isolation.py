@@ -58,6 +58,10 @@ def end(status):
 def leave():
     sys.exit(3)
 
+def say_and_leave():
+    print("check failed: x > 0.\\n", file=sys.stderr)
+    sys.exit(3)
+
 def hang():
     time.sleep(600)
 
@@ -218,6 +222,16 @@ class TestErrors:
         assert count == 1
         assert new_pid != pid
         assert worker.num_starts == 2
+
+    @pytest.mark.parametrize("keeps_log", [True, False])
+    def test_crash_tells_the_last_words(self, helper, keeps_log):
+        with Worker(helper / "words.log", keeps_log=keeps_log) as worker:
+            with pytest.raises(WorkerError) as caught:
+                worker.call("worker_helper:say_and_leave")
+        where = f"; its output is in {helper / 'words.log'}" if keeps_log else ""
+        assert str(caught.value) == (
+            f"The process ended with status 3{where}; it printed last: check failed: x > 0."
+        )
 
     def test_signal_without_a_name(self, worker):
         with pytest.raises(WorkerError, match="The process was ended by signal 40;"):

@@ -121,7 +121,7 @@ def convert(
         )
     work = _work_beside(output_dir)
     try:
-        with Worker(work / "convert.log", limits, import_modules) as worker:
+        with Worker(work / "convert.log", limits, import_modules, keeps_log=False) as worker:
             common: dict[str, Any] = {
                 "signature": signature,
                 "custom_objects": custom_objects,
@@ -201,7 +201,7 @@ def rebuild(
         )
     work = _work_beside(output_dir)
     try:
-        with Worker(work / "rebuild.log", limits, import_modules) as worker:
+        with Worker(work / "rebuild.log", limits, import_modules, keeps_log=False) as worker:
             worker.call("tfopt.search.steps:rebuild", folder, work / "rebuilt")
         (work / "rebuilt").rename(output_dir)
         return Artifact.open(output_dir)
@@ -277,7 +277,9 @@ def diagnose(
     with tempfile.TemporaryDirectory(prefix="tfopt-") as name:
         dataset = datasets.write(data, opened.signature, Path(name, "data"), seed=seed)
         try:
-            with Worker(Path(name, "diagnose.log"), limits, import_modules) as worker:
+            with Worker(
+                Path(name, "diagnose.log"), limits, import_modules, keeps_log=False
+            ) as worker:
                 return worker.call(
                     "tfopt.search.steps:diagnose",
                     folder,
@@ -368,7 +370,7 @@ def benchmark(
                         )
                         log = Path(name, "measure.log")
                         workers[home] = stack.enter_context(
-                            Worker(log, of_all, import_modules, keeps_state=True)
+                            Worker(log, of_all, import_modules, keeps_state=True, keeps_log=False)
                         )
                     sessions[str(artifact.folder)] = RemoteSession(
                         workers[home],
@@ -387,7 +389,9 @@ def benchmark(
             loads = []
             for artifact in opened:
                 folder = artifact.folder.absolute()
-                with Worker(Path(name, "load.log"), limits, import_modules) as worker:
+                with Worker(
+                    Path(name, "load.log"), limits, import_modules, keeps_log=False
+                ) as worker:
                     for size, clients, rate in itertools.product(
                         load_batch_sizes or (batch_size,), concurrency, (None, *arrival_rates_per_s)
                     ):

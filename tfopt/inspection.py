@@ -91,7 +91,9 @@ def inspect(
             path = Path(name, "live")
             sources.export(model, path)
             common["name"] = getattr(model, "name", None) or "model"
-        with Worker(Path(name, "inspect.log"), import_modules=import_modules) as worker:
+        with Worker(
+            Path(name, "inspect.log"), import_modules=import_modules, keeps_log=False
+        ) as worker:
             try:
                 return worker.call(
                     "tfopt.inspection:inspect_path",

@@ -26,6 +26,8 @@ from tfopt.measure import environment
 POLL_S = 0.1
 DEFAULT_TIMEOUT_S = 1800.0
 MEMORY_SHARE = 0.8  # of the machine's memory, for one worker
+LOOK_BACK_BYTES = 4096
+MAX_WORDS = 300  # characters of the last line that a child printed
 GROWTH_BYTES = 2 << 30  # a worker that holds this much more than after its start is replaced
 
 
@@ -56,6 +58,7 @@ class Worker:
       preload: modules that the functions need anyway; importing them counts as start-up.
       keeps_state: whether functions leave something behind that later ones need, such as an open
         session; then the child is not replaced when it has grown.
+      keeps_log: whether the log is there for the user later, so that messages may name it.
     """
 
     def __init__(
@@ -65,8 +68,9 @@ class Worker:
         import_modules: Sequence[str] = (),
         preload: Sequence[str] = (),
         keeps_state: bool = False,
+        keeps_log: bool = True,
     ):
-        self._log = Path(log)
+        self._log, self._keeps_log = Path(log), keeps_log
         self._limits = limits or Limits()
         self._import_modules = tuple(import_modules)
         self._preload = tuple(preload)
@@ -204,7 +208,19 @@ class Worker:
             known = {int(item): item.name for item in signal.Signals}
             how = f"was ended by {known.get(-code, f'signal {-code}')}"
         self.close(kill=True)
-        return WorkerError(f"The process {how}; its output is in {self._log}.")
+        where = f"; its output is in {self._log}" if self._keeps_log else ""
+        return WorkerError(f"The process {how}{where}{self._last_words()}.")
+
+    def _last_words(self) -> str:
+        """What the child printed last, for a message."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(max(0, self._log.stat().st_size - LOOK_BACK_BYTES))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:  # the user may have deleted it
+            return ""
+        words = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"; it printed last: {words[:MAX_WORDS].rstrip('.')}" if words else ""
 
 
 def _serve(connection: Connection) -> None:

@@ -261,6 +261,25 @@ class TestGpus:
         (found,) = self.answer(tmp_path, monkeypatch, script)
         assert found.compute_capability == (9, 0)
 
+    @pytest.mark.parametrize("visible", ["GPU-b2", "GPU-b2, GPU-a1", "1"])
+    def test_those_that_a_uuid_names(self, tmp_path, monkeypatch, visible):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        script = """first="Tesla V100, 580.1, 7.0"; second="NVIDIA H200, 580.1, 9.0"
+        case "$*" in
+          *--id=GPU-a1*) echo "$first";;
+          *--id=GPU-b2*) echo "$second";;
+          *--id=*) exit 6;;
+          *) echo "$first"; echo "$second";;
+        esac"""
+        names = [gpu.name for gpu in self.answer(tmp_path, monkeypatch, script)]
+        wanted = ["NVIDIA H200", "Tesla V100"] if "," in visible else ["NVIDIA H200"]
+        assert names == wanted
+
+    def test_all_where_nvidia_smi_does_not_know_the_name(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
+        script = 'case "$*" in *--id=*) exit 6;; esac; echo "NVIDIA H200, 580.1, 9.0"'
+        assert len(self.answer(tmp_path, monkeypatch, script)) == 1
+
     @pytest.mark.parametrize("hidden", ["", "-1"])
     def test_none_where_they_are_hidden(self, tmp_path, monkeypatch, hidden):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)

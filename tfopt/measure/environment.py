@@ -146,16 +146,25 @@ def gpus() -> tuple[Gpu, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1"):
         return ()
+    chosen = [text.strip() for text in visible.split(",")] if visible else []
+    if any(text.startswith("GPU-") for text in chosen):
+        by_uuid = [found for text in chosen for found in _gpus(text)[:1]]
+        if by_uuid:  # CUDA takes the beginning of one, too, and nvidia-smi does not
+            return tuple(by_uuid)
+    found = _gpus(None)
+    if chosen and all(text.isdecimal() for text in chosen):
+        return tuple(found[int(text)] for text in chosen if int(text) < len(found))
+    return tuple(found)
+
+
+def _gpus(which: str | None) -> list[Gpu]:
+    """What `nvidia-smi` finds under a number or UUID; None is every one."""
     fields = ("name", "driver_version", "compute_cap")
     found = []
-    for name, driver, *rest in gpu.ask("gpu", fields) or gpu.ask("gpu", fields[:2]):
+    for name, driver, *rest in gpu.ask("gpu", fields, which) or gpu.ask("gpu", fields[:2], which):
         version = re.fullmatch(r"(\d+)\.(\d+)", "".join(rest))
         found.append(Gpu(name, driver, (int(version[1]), int(version[2])) if version else None))
-    numbers = re.fullmatch(r"\d+(,\d+)*", visible or "")
-    if numbers:
-        chosen = [int(number) for number in numbers[0].split(",")]
-        return tuple(found[number] for number in chosen if number < len(found))
-    return tuple(found)
+    return found
 
 
 def resident_bytes(pid: int | str = "self") -> int:
