@@ -5,8 +5,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
 
-# Two files at a time: most tests wait for other processes or compile on one core.
-parallel=(--numprocesses=2 --dist=loadfile)
+# Two files at a time, in the order of tests/conftest.py: most tests wait for other processes or
+# compile on one core.
+parallel=(--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
 
 if [[ ${1:-} == --tf2.17 ]]; then
