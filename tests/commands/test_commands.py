@@ -611,7 +611,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(call, refused_late, dense
     np.savez(tmp_path / "data.npz", x=features())
     status, out, err = call(
         "optimize", f"--model={dense}", "--data=data.npz", "--output_dir=out", "--overwrite",
-        "--quiet", "--variants=float32@litert", "--max_accuracy_drop=1",
+        "--quiet", "--variants=float32@litert", "--max_accuracy_drop=1", "--max_timing_s=0.1",
     )  # fmt: skip
     assert status == commands.DONE, err
     assert "* float32@litert" in out or "* float32" in out
@@ -621,7 +621,7 @@ def test_nothing_meets_the_limits(call, dense, tmp_path):
     np.savez(tmp_path / "data.npz", x=features())
     status, out, _ = call(
         "optimize", f"--model={dense}", "--data=data.npz", "--output_dir=out", "--quiet",
-        "--variants=float32@litert", "--max_size_bytes=1",
+        "--variants=float32@litert", "--max_size_bytes=1", "--max_timing_s=0.1",
     )  # fmt: skip
     assert status == commands.NO_RESULT
     assert "Nothing meets the limits" in out
