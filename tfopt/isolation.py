@@ -58,7 +58,8 @@ class Worker:
       preload: modules that the functions need anyway; importing them counts as start-up.
       keeps_state: whether functions leave something behind that later ones need, such as an open
         session; then the child is not replaced when it has grown.
-      keeps_log: whether the log is there for the user later, so that messages may name it.
+      keeps_log: whether the log is there for the user later, so that messages may name it; else
+        they tell what the child printed last.
     """
 
     def __init__(
@@ -208,8 +209,8 @@ class Worker:
             known = {int(item): item.name for item in signal.Signals}
             how = f"was ended by {known.get(-code, f'signal {-code}')}"
         self.close(kill=True)
-        where = f"; its output is in {self._log}" if self._keeps_log else ""
-        return WorkerError(f"The process {how}{where}{self._last_words()}.")
+        told = f"; its output is in {self._log}" if self._keeps_log else self._last_words()
+        return WorkerError(f"The process {how}{told}.")
 
     def _last_words(self) -> str:
         """What the child printed last, for a message."""
