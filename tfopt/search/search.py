@@ -4,49 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tfopt import dataset as datasets
 from tfopt import runtimes
-from tfopt import source as sources
 from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
 from tfopt.errors import ConversionError, InputError, ResultError
-from tfopt.isolation import Worker
-from tfopt.measure import accuracy, environment, latency
+from tfopt.measure import accuracy, environment
 from tfopt.measure.accuracy import Evaluation
 from tfopt.progress import Progress, duration
-from tfopt.search import interrupts, reestimation, results, steps, students
+from tfopt.search import finalists, interrupts, reestimation, results, steps, students
 from tfopt.search.budget import Budget
-from tfopt.search.candidates import plan
-from tfopt.search.ledger import Ledger
 from tfopt.search.options import Options
-from tfopt.search.remote import RemoteSession, Timed, time_side_by_side
+from tfopt.search.preparing import prepare
+from tfopt.search.remote import Timed
 from tfopt.search.run import Run
-from tfopt.source import Source
+from tfopt.search.timing import figures, time_sessions
+from tfopt.search.workers import Workers, open_in
 from tfopt.train.layers import is_model
 from tfopt.variant import Variant
-
-NUM_FINALISTS = 6
-NUM_QUICKEST = 2
-FINAL_MARGIN = 0.9  # a finalist could be this close to the leader
-FINAL_TIMES = 2  # as long as other timings, for each finalist
-FINAL_BLOCK_S = 0.15  # at most: long blocks are closer to a server under load
-NUM_ROUNDS = 25  # for which there must be time
 
 
 class Search:
     """Runs a search in an output folder.
-
-    One worker converts, and looks into what it made. Another holds the baseline, and with it
-    everything else that runs on TensorFlow; each other candidate is evaluated and timed in a worker
-    of its own.
 
     Args:
       folder: the output folder.
@@ -66,27 +50,16 @@ class Search:
     ):
         self.folder, self.options, self.progress = folder, options, progress
         self.command = command
+        self.workers = Workers(folder, options, is_tensorflow)
         self._best_speedup = 0.0
         self._raise_interrupt: Callable[[], None] = lambda: None
-        self._workers: list[Worker] = []
-        # Keras and TensorFlow models need TensorFlow in both; the other formats may not.
-        preload = ("tensorflow",) if is_tensorflow else ()
-        self.converter = self._new_worker("convert", preload)
-        self.baseline_worker = self._new_worker("baseline", preload, keeps_state=True)
-
-    def _new_worker(self, name: str, preload: Sequence[str], keeps_state: bool = False) -> Worker:
-        log = self.folder / "logs" / f"{name}.log"
-        options = self.options
-        worker = Worker(log, options.limits, options.import_modules, preload, keeps_state)
-        self._workers.append(worker)
-        return worker
 
     @contextlib.contextmanager
     def _clock(self) -> Iterator[dict[str, float]]:
         """Fills in the `seconds` of a step, without those that workers took to start."""
 
         def now() -> float:
-            return time.perf_counter() - sum(worker.startup_s for worker in self._workers)
+            return time.perf_counter() - self.workers.startup_s
 
         seconds: dict[str, float] = {}
         self._raise_interrupt()
@@ -112,8 +85,11 @@ class Search:
         return best, comparison
 
     def _stages(self, model: Any, data: Any, budget: Budget) -> tuple[Artifact | None, Comparison]:
-        with self.converter, self.baseline_worker:
-            run = self._prepare(model, data, budget)
+        with self.workers:
+            run = prepare(
+                self.folder, model, data, budget,
+                self.options, self.workers.converter, self.progress, self.command,
+            )  # fmt: skip
             self._pilot(run)
             for variant in run.plan.candidates:
                 self._try(run, variant)
@@ -121,100 +97,14 @@ class Search:
             for text in self.options.distill:
                 self._distill(run, model, data, text)
             self._reestimate(run, model)
-            self.converter.close()
+            self.workers.converter.close()
             self._cold_starts(run)
-            finalists = self._final(run)
-        comparison = results.write(run, finalists[0] if finalists else None)
+            order = self._final(run)
+        comparison = results.write(run, order[0] if order else None)
         self._raise_interrupt()
-        if not finalists:
+        if not order:
             return None, comparison
-        return self._ship(run, Variant.parse(finalists[0])), comparison
-
-    # Preparing.
-
-    def _prepare(self, model: Any, data: Any, budget: Budget) -> Run:
-        """Source, data, plan and ledger; checks that a resumed run is the same run."""
-        options = self.options
-        shutil.rmtree(self.folder / "best", ignore_errors=True)
-        self.progress.say("Reading the model …")
-        source = self._prepare_source(model)
-        fixed = source.signature.batch_size
-        if fixed not in (None, options.batch_size):
-            raise InputError(
-                f"The model takes batches of {fixed} only and --batch_size is "
-                f"{options.batch_size}; set it to {fixed}."
-            )
-        self.progress.say("Reading the data …")
-        shutil.rmtree(self.folder / "data", ignore_errors=True)
-        dataset = datasets.write(
-            data,
-            source.signature,
-            self.folder / "data",
-            seed=options.seed,
-            num_calibration=options.num_calibration,
-        )
-        for note in (*source.notes, *dataset.notes):
-            self.progress.say(f"Note: {note}")
-        output_name = _choose_output(source, options.output_name, dataset.has_labels)
-        metric = options.metric or _choose_metric(source, dataset, output_name)
-        self.progress.say(f"Metric: {metric}.")
-        planned = plan(source.kind, options.variants)
-        for variant, reason in planned.unsuited.items():
-            self.progress.say(f"Note: {variant} is tried because it was asked for. {reason}")
-        num_threads = options.num_threads or environment.num_cores()
-        identity = {
-            "source": source.sha256,
-            "data": dataset.sha256,
-            **{k: v for k, v in dataclasses.asdict(options).items() if k != "limits"},
-            "metric": metric,
-            "output_name": output_name,
-            "num_threads": num_threads,
-            **dataclasses.asdict(budget),
-            "cpu": environment.cpu_model(),
-            "versions": environment.versions(),
-        }
-        return Run(
-            folder=self.folder,
-            source=source,
-            dataset=dataset,
-            plan=planned,
-            ledger=Ledger(self.folder, identity),
-            budget=budget,
-            metric=metric,
-            output_name=output_name,
-            batch_size=options.batch_size,
-            num_threads=num_threads,
-            seed=options.seed,
-            command=self.command,
-        )
-
-    def _prepare_source(self, model: Any) -> Source:
-        """Loads and freezes the model in a worker; a live one is exported here first."""
-        folder = self.folder / "source"
-        shutil.rmtree(folder, ignore_errors=True)
-        prepare = functools.partial(
-            self.converter.call,
-            "tfopt.source:prepare",
-            signature=self.options.signature,
-            custom_objects=self.options.custom_objects,
-            import_modules=self.options.import_modules,
-        )
-        try:
-            if isinstance(model, Path):
-                return prepare(model, folder)
-            exported = self.folder / "source_export"
-            shutil.rmtree(exported, ignore_errors=True)
-            sources.export(model, exported)
-            source = prepare(
-                exported,
-                folder,
-                name=getattr(model, "name", None) or "model",
-                sha256=sources.hash_live(model),
-            )
-            exported.rename(folder / "saved_model")
-            return dataclasses.replace(source, path=folder / "saved_model")
-        except ConversionError as error:
-            raise InputError(f"The model cannot be loaded: {error}") from error
+        return self._ship(run, Variant.parse(order[0])), comparison
 
     # Converting and measuring.
 
@@ -236,7 +126,7 @@ class Search:
                 timed = self._time_pilot(run)
                 medians = {name: timing.median_s for name, timing in timed.timings.items()}
                 baseline = min(medians, key=medians.__getitem__)
-                rows = {name: _figures(timed, baseline, name, "pilot") for name in medians}
+                rows = {name: figures(timed, baseline, name, "pilot") for name in medians}
             run.ledger.add("pilot", baseline=baseline, rows=rows, **clock)
         for variant in run.plan.baselines:
             self._diagnose(run, variant)
@@ -247,8 +137,8 @@ class Search:
         """Times all that run side by side; when that fails, without the last of them."""
         running = [variant for variant in run.plan.baselines if run.failure(variant) is None]
         try:
-            with self._opened(run, running) as sessions:
-                return self._time(run, "pilot", sessions)
+            with self.workers.opened(run, running) as sessions:
+                return time_sessions(run, self.options, "pilot", sessions)
         except ConversionError as error:
             *others, last = running
             if not others:
@@ -293,7 +183,7 @@ class Search:
         with self._clock() as clock:
             if not folder.exists():  # a kill can come between the folder and its line
                 try:
-                    self.converter.call(
+                    self.workers.converter.call(
                         "tfopt.search.steps:convert",
                         run.source_of(variant),
                         variant,
@@ -325,9 +215,9 @@ class Search:
                 together = [variant]
                 if variant not in run.plan.baselines and run.baseline is not None:
                     together = [run.baseline, variant]
-                with self._opened(run, together) as sessions:
+                with self.workers.opened(run, together) as sessions:
                     session = sessions[str(variant)]
-                    if not self._is_shared(run, variant):
+                    if not self.workers.shares_baseline(run, variant):
                         cold_start = session.cold_start
                     session.evaluate(
                         run.metric,
@@ -336,9 +226,9 @@ class Search:
                         run.evaluation_file(variant),
                     )
                     if len(sessions) > 1:
-                        timed = self._time(run, variant.slug, sessions)
+                        timed = time_sessions(run, self.options, variant.slug, sessions)
                         baseline, name = sessions
-                        values |= _figures(timed, baseline, name, variant.slug)
+                        values |= figures(timed, baseline, name, variant.slug)
             except ConversionError as error:
                 values["reason"] = str(error)
             except InputError as error:  # such as shapes that engines were not built for
@@ -366,7 +256,7 @@ class Search:
         note = None
         with self._clock() as clock:
             try:
-                found = self.converter.call(
+                found = self.workers.converter.call(
                     "tfopt.search.steps:diagnose",
                     run.artifact_folder(variant),
                     run.dataset,
@@ -386,7 +276,7 @@ class Search:
         if (record := run.ledger.get("distill", name)) is None:
             reason = None
             self.progress.say(f"Distilling student {name} ({text}) …")
-            with self._clock() as clock, self._training_worker() as worker:
+            with self._clock() as clock, self.workers.training() as worker:
                 try:
                     options = students.Training(
                         text,
@@ -414,7 +304,7 @@ class Search:
             return
         shutil.rmtree(folder / "source", ignore_errors=True)
         origin = students.origin(text, run.source.name, self.options.distill_epochs)
-        run.students[name] = self.converter.call(
+        run.students[name] = self.workers.converter.call(
             "tfopt.search.students:prepare",
             folder, run.source, name, origin, self.options.custom_objects,
         )  # fmt: skip
@@ -422,14 +312,6 @@ class Search:
         for variant in variants:
             self._try(run, variant)
             results.write(run)
-
-    def _training_worker(self) -> Worker:
-        """A worker that may take as long as training takes."""
-        limits = dataclasses.replace(self.options.limits, timeout_s=float("inf"))
-        log = self.folder / "logs" / "distill.log"
-        worker = Worker(log, limits, self.options.import_modules, ("tensorflow",))
-        self._workers.append(worker)
-        return worker
 
     def _reestimate(self, run: Run, model: Any) -> None:
         """Tries whether new statistics of batch normalisation win accuracy back."""
@@ -466,7 +348,7 @@ class Search:
         arguments = (model, run.source, run.dataset, precision, folder, self.options.custom_objects)
         if isinstance(model, Path):
             name = "tfopt.search.reestimation:reestimate"
-            found = self.converter.call(name, *arguments)
+            found = self.workers.converter.call(name, *arguments)
         else:
             found = reestimation.reestimate(*arguments)
         if found is None:
@@ -474,14 +356,14 @@ class Search:
         parent = None
         for step in (*steps.parents_of(variant), variant):
             made = folder / step.slug
-            self.converter.call(
+            self.workers.converter.call(
                 "tfopt.search.steps:convert",
                 found.source, step, made, parent, run.dataset, run.batch_size,
             )  # fmt: skip
             parent = made
         file = run.folder / "evaluations" / f"{variant.slug}.reestimated.npz"
-        with self._measuring_worker(variant) as worker:
-            session = RemoteSession(worker, made, run.dataset, run.batch_size, run.num_threads)
+        with self.workers.measuring(variant) as worker:
+            session = open_in(worker, run, made)
             session.evaluate(run.metric, run.output_name, run.reference_folder, file)
         shutil.rmtree(folder)
         before, after = Evaluation.open(run.evaluation_file(variant)), Evaluation.open(file)
@@ -493,67 +375,6 @@ class Search:
             before.accuracy, after.accuracy, won.low, won.high,
         )  # fmt: skip
 
-    def _is_shared(self, run: Run, variant: Variant) -> bool:
-        """Whether a variant runs in the baseline's process."""
-        runtime = runtimes.get(variant.runtime)
-        return variant in run.plan.baselines or (
-            runtime.shares_threads and variant.runtime == run.as_saved.runtime
-        )
-
-    @contextlib.contextmanager
-    def _opened(self, run: Run, variants: Sequence[Variant]) -> Iterator[dict[str, RemoteSession]]:
-        """Opens variants where they are measured, and closes all but the baseline."""
-        with contextlib.ExitStack() as stack:
-            sessions: dict[str, RemoteSession] = {}
-            for variant in variants:
-                is_shared = self._is_shared(run, variant)
-                worker = self.baseline_worker
-                if not is_shared:
-                    worker = stack.enter_context(self._measuring_worker(variant))
-                session = self._open(run, variant, worker)
-                sessions[str(variant)] = session
-                if is_shared and variant != run.baseline:
-                    stack.callback(session.close)
-            yield sessions
-
-    def _measuring_worker(self, variant: Variant) -> Worker:
-        library = runtimes.get(variant.runtime).library
-        return self._new_worker("measure", (library,), keeps_state=True)
-
-    def _open(self, run: Run, variant: Variant, worker: Worker) -> RemoteSession:
-        folder = run.artifact_folder(variant)
-        return RemoteSession(worker, folder, run.dataset, run.batch_size, run.num_threads)
-
-    def _time(
-        self, run: Run, name: str, sessions: Mapping[str, RemoteSession], is_final: bool = False
-    ) -> Timed:
-        """Times open sessions side by side and writes the raw times to disk."""
-        each_s, block_s = self.options.max_timing_s, latency.BLOCK_S
-        if is_final:
-            each_s, block_s = FINAL_TIMES * each_s, FINAL_BLOCK_S
-        # A round takes a block and as long before it of each.
-        block_s = min(block_s, each_s / (2 * NUM_ROUNDS))
-        load_before = environment.load_average()
-        timed = time_side_by_side(
-            sessions,
-            seed=run.seed,
-            max_s=each_s * max(1, len(sessions) - 1),
-            interval_width=self.options.interval_width,
-            block_s=block_s,
-            num_threads=run.num_threads,
-        )
-        path = run.timing_file(name)
-        path.parent.mkdir(exist_ok=True)
-        value = {
-            "environment": environment.describe(),
-            "load_average_1min_before": load_before,
-            "batch_size": run.batch_size,
-            "num_threads": run.num_threads,
-            **timed.to_json(),
-        }
-        path.write_text(json.dumps(value))
-        return timed
-
     def _cold_starts(self, run: Run) -> None:
         """Starts those that were measured in the baseline's process once more, in a new one.
 
@@ -563,9 +384,9 @@ class Search:
             if run.failure(variant) is not None or run.ledger.get("cold_start", variant):
                 continue
             self.progress.say(f"Cold start of {variant} …")
-            with self._clock() as clock, self._measuring_worker(variant) as worker:
+            with self._clock() as clock, self.workers.measuring(variant) as worker:
                 try:
-                    cold_start = self._open(run, variant, worker).cold_start
+                    cold_start = open_in(worker, run, run.artifact_folder(variant)).cold_start
                 except ConversionError as error:
                     note = f"The cold start was not measured: {error}"
                     run.ledger.add("cold_start", variant, note=note)
@@ -577,39 +398,24 @@ class Search:
     def _final(self, run: Run) -> list[str]:
         """Times the leaders in one run; returns their names, the fastest first.
 
-        Each candidate was timed at another moment, so that the best of many is partly luck. The
-        figures of this run replace the earlier ones.
+        The figures of this run replace the earlier ones.
         """
         record = run.ledger.get("final")
         if record is not None:
             return record["order"]
         tried = (*run.plan.baselines, *run.candidates)
-        inside = [
-            values
-            for values in (results.row(run, variant) for variant in tried)
-            if values["status"] == "ok"
-        ]
-        inside.sort(key=lambda values: values["speedup"], reverse=True)
-        close = [
-            values["variant"]
-            for values in inside[:NUM_FINALISTS]
-            if values["speedup_high"] > FINAL_MARGIN * inside[0]["speedup_low"]
-        ]
-        # A machine that became slower for the baseline alone flatters whatever was timed then.
-        quick = sorted(inside, key=lambda values: values["median_ms"])[:NUM_QUICKEST]
-        names = dict.fromkeys([*close, *(values["variant"] for values in quick)])
-        leaders = [Variant.parse(name) for name in names]
-        order, rows = [str(variant) for variant in leaders], {}
+        order = finalists.choose([results.row(run, variant) for variant in tried])
+        rows: dict[str, Any] = {}
         with self._clock() as clock:
-            if len(leaders) > 1:
+            if len(order) > 1:
                 self.progress.say(f"Final run, side by side: {', '.join(order)} …")
                 assert run.baseline is not None
-                together = list(dict.fromkeys([run.baseline, *leaders]))
+                together = list(dict.fromkeys([run.baseline, *map(Variant.parse, order)]))
                 try:
-                    with self._opened(run, together) as sessions:
-                        timed = self._time(run, "final", sessions, is_final=True)
+                    with self.workers.opened(run, together) as sessions:
+                        timed = time_sessions(run, self.options, "final", sessions, is_final=True)
                     rows = {
-                        name: _figures(timed, str(run.baseline), name, "final") for name in sessions
+                        name: figures(timed, str(run.baseline), name, "final") for name in sessions
                     }
                     order.sort(key=lambda name: rows[name]["speedup"], reverse=True)
                 except ConversionError as error:
@@ -648,33 +454,3 @@ def _add_cold_start(
         gpu_memory_bytes=cold_start.gpu_memory_bytes,
         seconds=seconds,
     )
-
-
-def _figures(timed: Timed, baseline: str, name: str, file: str) -> dict[str, Any]:
-    """What the table says of a session's times, and where the raw ones are."""
-    return {
-        **timed.figures(baseline, name),
-        "steal_share": timed.timings[name].steal_share,
-        "notes": timed.notes[name],
-        "timing": {"file": f"timings/{file}.json", "key": name},
-    }
-
-
-def _choose_output(source: Source, wanted: str | None, has_labels: bool) -> str:
-    """The output that the metric looks at."""
-    names = source.signature.output_names
-    if wanted is not None and wanted not in names:
-        raise InputError(f"No output {wanted!r}; the model's outputs are: {', '.join(names)}.")
-    if wanted is None and len(names) > 1 and has_labels:
-        raise InputError(
-            f"The model has outputs {', '.join(names)}; say which one the labels belong to with "
-            "--output_name."
-        )
-    return wanted or names[0]
-
-
-def _choose_metric(source: Source, dataset: datasets.Dataset, output_name: str) -> str:
-    """The metric that fits the labels."""
-    spec = next(spec for spec in source.signature.outputs if spec.name == output_name)
-    _, labels, _ = next(dataset.evaluation.batches(source.signature, 64))
-    return accuracy.choose_metric(spec.shape, labels)

@@ -1,0 +1,55 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfopt.search import finalists
+
+
+def row(name, speedup, median_ms, status="ok", spread=0.05):
+    return {
+        "variant": name,
+        "status": status,
+        "speedup": speedup,
+        "speedup_low": speedup * (1 - spread),
+        "speedup_high": speedup * (1 + spread),
+        "median_ms": median_ms,
+    }
+
+
+def test_those_that_could_be_as_fast_as_the_leader_take_part():
+    rows = [row("base", 1.0, 10.0), row("a", 4.0, 2.5), row("b", 3.8, 2.6), row("c", 2.0, 5.0)]
+    assert finalists.choose(rows) == ["a", "b"]
+
+
+def test_wide_intervals_bring_more_in():
+    rows = [row("a", 4.0, 2.5), row("b", 3.0, 2.6), row("c", 2.6, 5.0, spread=0.4)]
+    assert finalists.choose(rows) == ["a", "c", "b"]
+
+
+def test_a_baseline_that_became_slow_does_not_decide():
+    """The speed-up of `a` was measured while the machine was slower; `b` and `c` are quicker."""
+    rows = [row("a", 8.0, 5.0), row("b", 4.0, 2.0), row("c", 3.0, 3.0)]
+    assert finalists.choose(rows) == ["a", "b", "c"]
+
+
+def test_what_failed_or_misses_the_budget_takes_no_part():
+    rows = [row("a", 9.0, 1.0, status="over_budget"), row("b", 2.0, 5.0), {"status": "failed"}]
+    assert finalists.choose(rows) == ["b"]
+    assert finalists.choose(rows[:1]) == []
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.01, 100), st.floats(0.001, 1000), st.sampled_from(["ok", "slow"])),
+        max_size=30,
+    )
+)
+def test_the_leader_comes_first_and_the_number_is_limited(values):
+    rows = [row(str(i), *value) for i, value in enumerate(values)]
+    inside = [values for values in rows if values["status"] == "ok"]
+    chosen = finalists.choose(rows)
+    assert len(chosen) == len(set(chosen)) <= finalists.NUM_CLOSE + finalists.NUM_QUICKEST
+    assert bool(chosen) == bool(inside)
+    if inside:
+        assert chosen[0] == max(inside, key=lambda values: values["speedup"])["variant"]
+        assert min(inside, key=lambda values: values["median_ms"])["variant"] in chosen
+    assert set(chosen) <= {values["variant"] for values in inside}

@@ -1,0 +1,151 @@
+"""What comes before the first variant: model, data, plan, and whether it is the same search."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tfopt import dataset as datasets
+from tfopt import source as sources
+from tfopt.dataset import Dataset
+from tfopt.errors import ConversionError, InputError
+from tfopt.isolation import Worker
+from tfopt.measure import accuracy, environment
+from tfopt.progress import Progress
+from tfopt.search.budget import Budget
+from tfopt.search.candidates import plan
+from tfopt.search.ledger import Ledger
+from tfopt.search.options import Options
+from tfopt.search.run import Run
+from tfopt.source import Source
+
+
+def prepare(
+    folder: Path,
+    model: Any,
+    data: Any,
+    budget: Budget,
+    options: Options,
+    converter: Worker,
+    progress: Progress,
+    command: str | None,
+) -> Run:
+    """Writes source, data and ledger into the output folder.
+
+    Args:
+      folder: the output folder; what lies there of an earlier search goes on.
+      model: as `tfopt.optimize` takes it.
+      data: likewise.
+      budget: the limits.
+      options: of the search.
+      converter: loads and freezes the model.
+      progress: gets notes.
+      command: what does the same from a shell.
+
+    Raises:
+      InputError: when model and data do not go together, or with what the folder holds.
+    """
+    shutil.rmtree(folder / "best", ignore_errors=True)
+    progress.say("Reading the model …")
+    source = _prepare_source(folder, model, options, converter)
+    fixed = source.signature.batch_size
+    if fixed not in (None, options.batch_size):
+        raise InputError(
+            f"The model takes batches of {fixed} only and --batch_size is "
+            f"{options.batch_size}; set it to {fixed}."
+        )
+    progress.say("Reading the data …")
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    dataset = datasets.write(
+        data,
+        source.signature,
+        folder / "data",
+        seed=options.seed,
+        num_calibration=options.num_calibration,
+    )
+    for note in (*source.notes, *dataset.notes):
+        progress.say(f"Note: {note}")
+    output_name = _choose_output(source, options.output_name, dataset.has_labels)
+    metric = options.metric or _choose_metric(source, dataset, output_name)
+    progress.say(f"Metric: {metric}.")
+    planned = plan(source.kind, options.variants)
+    for variant, reason in planned.unsuited.items():
+        progress.say(f"Note: {variant} is tried because it was asked for. {reason}")
+    num_threads = options.num_threads or environment.num_cores()
+    identity = {
+        "source": source.sha256,
+        "data": dataset.sha256,
+        **{k: v for k, v in dataclasses.asdict(options).items() if k != "limits"},
+        "metric": metric,
+        "output_name": output_name,
+        "num_threads": num_threads,
+        **dataclasses.asdict(budget),
+        "cpu": environment.cpu_model(),
+        "versions": environment.versions(),
+    }
+    return Run(
+        folder=folder,
+        source=source,
+        dataset=dataset,
+        plan=planned,
+        ledger=Ledger(folder, identity),
+        budget=budget,
+        metric=metric,
+        output_name=output_name,
+        batch_size=options.batch_size,
+        num_threads=num_threads,
+        seed=options.seed,
+        command=command,
+    )
+
+
+def _prepare_source(folder: Path, model: Any, options: Options, converter: Worker) -> Source:
+    """Loads and freezes the model in a worker; a live one is exported here first."""
+    source_folder = folder / "source"
+    shutil.rmtree(source_folder, ignore_errors=True)
+    freeze = functools.partial(
+        converter.call,
+        "tfopt.source:prepare",
+        signature=options.signature,
+        custom_objects=options.custom_objects,
+        import_modules=options.import_modules,
+    )
+    try:
+        if isinstance(model, Path):
+            return freeze(model, source_folder)
+        exported = folder / "source_export"
+        shutil.rmtree(exported, ignore_errors=True)
+        sources.export(model, exported)
+        source = freeze(
+            exported,
+            source_folder,
+            name=getattr(model, "name", None) or "model",
+            sha256=sources.hash_live(model),
+        )
+        exported.rename(source_folder / "saved_model")
+        return dataclasses.replace(source, path=source_folder / "saved_model")
+    except ConversionError as error:
+        raise InputError(f"The model cannot be loaded: {error}") from error
+
+
+def _choose_output(source: Source, wanted: str | None, has_labels: bool) -> str:
+    """The output that the metric looks at."""
+    names = source.signature.output_names
+    if wanted is not None and wanted not in names:
+        raise InputError(f"No output {wanted!r}; the model's outputs are: {', '.join(names)}.")
+    if wanted is None and len(names) > 1 and has_labels:
+        raise InputError(
+            f"The model has outputs {', '.join(names)}; say which one the labels belong to with "
+            "--output_name."
+        )
+    return wanted or names[0]
+
+
+def _choose_metric(source: Source, dataset: Dataset, output_name: str) -> str:
+    """The metric that fits the labels."""
+    spec = next(spec for spec in source.signature.outputs if spec.name == output_name)
+    _, labels, _ = next(dataset.evaluation.batches(source.signature, 64))
+    return accuracy.choose_metric(spec.shape, labels)
