@@ -405,6 +405,19 @@ class TestSplit:
         assert len(ids) == 50
         assert not ids & set(labels_of(found.evaluation, IDS))
 
+    def test_shapes_of_all_examples_without_their_values(self, tmp_path):
+        """Lengths of evaluation count, too: an engine must take them."""
+        signature = Signature("s", (TensorSpec("ids", (None, None), "int32"),), ())
+        rows = [np.zeros(n, np.int32) for n in [3] * 30 + [5] * 9 + [7]]
+        found = dataset.write(
+            [{"ids": row} for row in rows], signature, tmp_path, num_calibration=10
+        )
+        seen = [batch["ids"] for batch in dataset.batch_shapes(found, signature, 4)]
+        assert {array.shape for array in seen} == {(4, 3), (4, 5), (4, 7)}
+        assert {array.dtype for array in seen} == {np.dtype(np.int32)}
+        assert 8 <= sum(array.shape == (4, 3) for array in seen) <= 9
+        assert all(array.strides == (0, 0) for array in seen)
+
     def test_calibration_batches_without_examples(self, tmp_path):
         assert dataset.calibration_batches(None, IDS, 8) is None
         assert dataset.calibration_batches(write_ids(3, tmp_path, False), IDS, 8) is None

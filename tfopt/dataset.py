@@ -521,6 +521,25 @@ def calibration_batches(
     return batches
 
 
+def batch_shapes(dataset: Dataset, signature: Signature, batch_size: int) -> Iterator[Arrays]:
+    """Arrays of the shapes that batches have, about as often as they come, without their values.
+
+    The values are not read: of all examples, for calibration and for evaluation, only the index is.
+    """
+    dtypes = {spec.name: spec.dtype for spec in signature.inputs}
+    is_scalar = {spec.name: spec.shape == () for spec in signature.inputs}
+    for examples in (dataset.calibration, dataset.evaluation):
+        if examples is None:
+            continue
+        for shapes, count in examples.count_shapes(signature.input_names).items():
+            batch = {}
+            for name, shape in zip(signature.input_names, shapes, strict=True):
+                dtype = object if dtypes[name] == "string" else dtypes[name]
+                whole = shape if is_scalar[name] else (batch_size, *shape)
+                batch[name] = np.broadcast_to(np.zeros((), dtype), whole)
+            yield from itertools.repeat(batch, -(-count // batch_size))
+
+
 def some_batches(
     dataset: Dataset, signature: Signature, batch_size: int, count: int
 ) -> list[Arrays]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,15 @@ class Examples:
         """Whether there is a column of labels."""
         return LABELS in self._columns
 
+    def count_shapes(self, names: Sequence[str]) -> Counter[tuple[tuple[int, ...], ...]]:
+        """How many examples have which shapes in these columns, without a batch dimension."""
+        columns = [self._columns[name] for name in names]
+        if not any(column.is_ragged for column in columns):
+            return Counter({tuple(column.shape(0) for column in columns): self.num_examples})
+        return Counter(
+            tuple(column.shape(index) for column in columns) for index in range(self.num_examples)
+        )
+
     def read(self, name: str, start: int, stop: int) -> list[np.ndarray]:
         """Examples `start` to `stop` of one column, each with its own shape."""
         return self._columns[name].read(start, stop)
@@ -216,19 +226,19 @@ class _ColumnReader:
         self._path = folder / column["file"]
         self._is_string = column["dtype"] == "string"
         self._dtype = np.dtype(object if self._is_string else column["dtype"])
-        self._is_ragged = column["is_ragged"]
+        self.is_ragged = column["is_ragged"]
         self._shapes = column["shapes"]
         self._offsets: np.ndarray | None = None
         if self._is_string:
             self._offsets = np.concatenate([[0], np.cumsum(column["lengths"])])
-        elif self._is_ragged:
+        elif self.is_ragged:
             sizes = [int(np.prod(shape)) * self._dtype.itemsize for shape in self._shapes]
             self._offsets = np.concatenate([[0], np.cumsum(sizes)])
         else:
             self._size = int(np.prod(self._shapes)) * self._dtype.itemsize
 
     def shape(self, index: int) -> tuple[int, ...]:
-        return tuple(self._shapes[index] if self._is_ragged else self._shapes)
+        return tuple(self._shapes[index] if self.is_ragged else self._shapes)
 
     def read(self, start: int, stop: int) -> list[np.ndarray]:
         begin, end = (

@@ -108,10 +108,15 @@ class FrozenGraph:
         nodes = [*self.graph_def.node, *(node for f in functions for node in f.node_def)]
         return any(node.op in ("While", "StatelessWhile") for node in nodes)
 
-    def with_batch_size(self, batch_size: int) -> FrozenGraph:
+    def with_batch_size(self, batch_size: int, keeps_ranges: bool = False) -> FrozenGraph:
         """The same graph for one batch size, shapes that follow from it folded to constants.
 
         LiteRT needs this for loops over tensor lists (Keras LSTM and GRU).
+
+        Args:
+          batch_size: the first dimension of every input that leaves it free.
+          keeps_ranges: whether operations that only tell the ranges of weights stay; else they
+            are computed, too.
         """
         graph_def = _copy(self.graph_def)
         inputs = {name.split(":")[0] for name in self.input_tensors}
@@ -124,13 +129,14 @@ class FrozenGraph:
         fixed = dataclasses.replace(
             self, graph_def=graph_def, signature=self.signature.with_batch_size(batch_size)
         )
-        return fixed.rewrite(FOLD_CONSTANTS)
+        return fixed.rewrite(FOLD_CONSTANTS, keeps_ranges=keeps_ranges)
 
     def rewrite(
         self,
         optimizers: Sequence[str],
         devices: Sequence[Any] | None = None,
         preserved: Sequence[str] = (),
+        keeps_ranges: bool = False,
     ) -> FrozenGraph:
         """Runs grappler optimizers over the graph, in the given order and nothing else.
 
@@ -139,6 +145,7 @@ class FrozenGraph:
           devices: what they optimize for, as `NamedDevice` messages, which need not be there; None
             is this machine.
           preserved: names of nodes that must stay as they are.
+          keeps_ranges: whether quantization that is emulated on constants is not folded.
         """
         import tensorflow as tf
         from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
@@ -162,6 +169,7 @@ class FrozenGraph:
         options.min_graph_nodes = -1
         options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
         options.optimizers.extend(optimizers)
+        options.experimental_disable_folding_quantization_emulation = keeps_ranges
         for name in optimizers:
             if name.startswith("auto_mixed_precision"):
                 setattr(options, name, rewriter_config_pb2.RewriterConfig.ON)
@@ -225,9 +233,17 @@ def missing_signature(folder: str | Path, key: str, found: Sequence[str]) -> Inp
 
 
 def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's message, or the error's type."""
+    """The first line of an error's message that tells something, or the error's type.
+
+    TensorFlow begins with "Graph execution error:" and with where nodes were defined.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    telling = [
+        line
+        for line in lines
+        if not line.startswith("<") and not line.endswith("error:") and "defined at" not in line
+    ]
+    return (telling or lines or [type(error).__name__])[0]
 
 
 def _copy(graph_def: Any) -> Any:

@@ -154,11 +154,14 @@ class Worker:
                 stderr=log,
                 start_new_session=True,
                 env={
-                    "TF_CPP_MIN_LOG_LEVEL": "1",  # warnings say why engines failed
                     # TensorFlow takes all memory of a GPU when it starts, which leaves none for
                     # the other workers; and what a model needs could not be told.
                     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+                    # CUDA numbers GPUs by speed, nvidia-smi by their slots.
+                    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
                     **os.environ,
+                    # Only warnings say why engines failed; they go to the log.
+                    "TF_CPP_MIN_LOG_LEVEL": _log_level(os.environ.get("TF_CPP_MIN_LOG_LEVEL")),
                     "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
                 },
             )
@@ -257,6 +260,11 @@ def _serve(connection: Connection) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         connection.send(result)
+
+
+def _log_level(wanted: str | None) -> str:
+    """Of TensorFlow in a child: what the user wants, warnings at least."""
+    return "0" if wanted == "0" else "1"
 
 
 def _reason(error: Exception) -> str:

@@ -98,6 +98,16 @@ class TestLibrary:
         assert "libcublas.so.12: cannot open" in reason
         assert "pip install tensorrt-libs==8.6.1" in reason
 
+    @pytest.fixture(autouse=True)
+    def with_plugins(self, monkeypatch):
+        monkeypatch.setattr(libraries, "why_not", lambda name: "")
+
+    def test_a_missing_library_of_plugins_is_named(self, monkeypatch):
+        monkeypatch.setattr(libraries, "why_not", lambda name: f"{name}: cannot open")
+        reason = self.found(monkeypatch, (8, 6, 1))
+        assert "(libnvinfer_plugin.so.8.6.1: cannot open)" in reason
+        assert "ln -s libnvinfer_plugin.so.8 libnvinfer_plugin.so.8.6.1" in reason
+
     def test_another_version_is_named(self, monkeypatch):
         reason = self.found(monkeypatch, (10, 0, 1))
         assert "linked against TensorRT 8.6.1 and finds 10.0.1" in reason
@@ -129,7 +139,7 @@ class TestOptions:
             ("min_segment_size=0", "min_segment_size is a whole number of at least 1"),
             ("workspace_mib=1.5", "workspace_mib is a whole number of at least 1"),
             ("max_cached_engines=True", "max_cached_engines is a whole number"),
-            ("strategy=range", "strategy is one of Range, Optimal, Range"),
+            ("strategy=range", r"strategy is one of Range\+Optimal, Range, Optimal"),
             ("shapes=free", "shapes is one of static, dynamic"),
             ("tf32=False", "Unknown option 'tf32'"),
         ],
@@ -230,9 +240,32 @@ class TestCalibration:
         with pytest.raises(ConversionError, match="none were set aside; give more data"):
             RUNTIME.convert(Variant.parse("int8@tf_trt"), made)
 
-    def test_batches_have_the_shape_of_the_first(self):
-        batches = [{"x": np.zeros((n, 2))} for n in (4, 4, 3, 4)]
-        assert len(list(tf_trt._of_one_shape(iter(batches)))) == 3
+    def of_lengths(self, *lengths):
+        """A conversion with calibration batches of four examples of these lengths."""
+        from tfopt.runtimes.base import Conversion
+
+        def batches():
+            return iter([{"x": np.zeros((4, n))} for n in lengths])
+
+        return Conversion(None, None, None, 4, batches, [], None, 4 * len(lengths))
+
+    def test_batches_have_the_most_frequent_shape(self):
+        made = self.of_lengths(3, 5, 5, 7, 5)
+        found = list(tf_trt._of_one_shape(made)())
+        assert [batch["x"].shape for batch in found] == [(4, 5)] * 3
+        assert made.notes == [
+            "Calibrated on at most 12 of 20 examples, those of the most frequent shape: TF-TRT "
+            "takes one."
+        ]
+
+    def test_nothing_is_said_where_all_have_one_shape(self):
+        made = self.of_lengths(5, 5, 5)
+        assert len(list(tf_trt._of_one_shape(made)())) == 3
+        assert not made.notes
+
+    def test_few_of_one_shape_are_refused(self):
+        with pytest.raises(ConversionError, match="of the 16 that were set aside at most 4 have"):
+            tf_trt._of_one_shape(self.of_lengths(3, 4, 5, 6))
 
     @pytest.mark.parametrize("is_quantized", [True, False])
     def test_ranges_that_training_left_are_found(self, tmp_path, is_quantized):
@@ -249,6 +282,46 @@ class TestCalibration:
         tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.__call__})
         graph = FrozenGraph.from_saved_model(tmp_path)
         assert saved_model.holds_ranges(graph) == is_quantized
+
+    def test_ranges_are_known_and_stay_when_shapes_are_folded(self, tmp_path):
+        """`quantize_and_dequantize_v2` makes an operation that TF-TRT does not know."""
+        import tensorflow as tf
+
+        kernel = tf.constant(np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32))
+
+        def emulated(x):
+            return tf.quantization.quantize_and_dequantize_v2(x, -1.0, 1.0, range_given=True)
+
+        class Module(tf.Module):
+            @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
+            def __call__(self, x):
+                return {"y": tf.matmul(emulated(x), emulated(kernel))}
+
+        module = Module()
+        tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.__call__})
+        graph = FrozenGraph.from_saved_model(tmp_path)
+        assert not saved_model.holds_ranges(graph)
+        known = saved_model.with_known_ranges(graph)
+        assert saved_model.holds_ranges(known)
+
+        def num_ranges(graph):
+            return sum(node.op == saved_model.EXPLICIT for node in graph.graph_def.node)
+
+        assert num_ranges(known) == 2
+        assert num_ranges(known.with_batch_size(3)) == 1  # that of the weights is computed
+        fixed = known.with_batch_size(3, keeps_ranges=True)
+        assert num_ranges(fixed) == 2
+        x = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+        fixed.save(tmp_path / "fixed")
+        found = tf.saved_model.load(str(tmp_path / "fixed")).signatures["serving_default"](
+            x=tf.constant(x)
+        )
+
+        def rounded(values):
+            return np.clip(np.rint(values * 127), -128, 127) / 127
+
+        expected = rounded(x) @ rounded(kernel.numpy())
+        np.testing.assert_allclose(found["y"], expected, atol=2e-2)
 
 
 class TestInputs:
@@ -302,7 +375,7 @@ class TestMemory:
             folder.mkdir()
             segments = (Segment("a", 3, int(fits), 1), Segment("b", 3, 1, 1))
             lines = [] if fits else [f"{TestReasons.FAILED}: out of memory"]
-            return saved_model.Result(Converted(segments, ()), {}, ()), lines
+            return saved_model.Result(Converted(segments, ()), {}, ()), lines, None
 
         monkeypatch.setattr(saved_model, "_try", attempt)
         options = saved_model.TfTrtOptions("FP16", workspace_bytes=given_bytes)
@@ -323,6 +396,34 @@ class TestMemory:
         assert len(tried) == (4 if given is None else 1)
         assert any("could not become an engine and stayed in TensorFlow" in n for n in notes)
 
+    def fail(self, monkeypatch, tmp_path, lines, failure):
+        from tfopt.trt.converted import Converted
+
+        tried = []
+
+        def attempt(graph, folder, profile, options, calibration):
+            tried.append(options.workspace_bytes)
+            return saved_model.Result(Converted((), ()), {}, ()), lines, failure
+
+        monkeypatch.setattr(saved_model, "_try", attempt)
+        options = saved_model.TfTrtOptions("INT8")
+        with pytest.raises(ConversionError) as raised:
+            saved_model.convert(None, tmp_path / "out", None, options, list)
+        return tried, str(raised.value)
+
+    def test_a_calibration_that_runs_out_tries_smaller_ones_and_says_it(
+        self, monkeypatch, tmp_path
+    ):
+        tried, text = self.fail(monkeypatch, tmp_path, [], "Calibration failed: out of memory")
+        assert tried == [None, *saved_model.SMALLER_WORKSPACES_BYTES]
+        assert "memory ran out while engines were built, also with a workspace of 268,435" in text
+
+    def test_what_is_no_lack_of_memory_is_not_tried_again(self, monkeypatch, tmp_path):
+        harmless = "Skipping tactic 3 due to insufficient memory on requested size"
+        tried, text = self.fail(monkeypatch, tmp_path, [harmless], "Failed to feed calibration")
+        assert tried == [None]
+        assert text == "TF-TRT failed: Failed to feed calibration"
+
     def test_nothing_is_said_where_it_fits(self, monkeypatch, tmp_path):
         assert self.convert(monkeypatch, tmp_path, self.GIB, self.GIB) == ([self.GIB], ())
 
@@ -338,7 +439,7 @@ class TestRanges:
             for name, num_engines, found in zip("abc", (1, 1, 0), (*has_ranges, False), strict=True)
         )
         result = saved_model.Result(Converted(segments, ()), {}, ())
-        monkeypatch.setattr(saved_model, "_try", lambda *_: (result, []))
+        monkeypatch.setattr(saved_model, "_try", lambda *_: (result, [], None))
         options = saved_model.TfTrtOptions("INT8")
         return saved_model.convert(None, tmp_path / "out", None, options, calibration).notes
 
@@ -355,6 +456,55 @@ class TestRanges:
     def test_nothing_is_said_where_all_have_them_or_none_were_wanted(self, monkeypatch, tmp_path):
         assert self.convert(monkeypatch, tmp_path, (True, True), list) == ()
         assert self.convert(monkeypatch, tmp_path, (False, False), None) == ()
+
+
+def test_int8_engines_are_not_called_float16(monkeypatch, tmp_path):
+    """Of Q/DQ in the graph TF-TRT makes int8 engines, whatever it is asked for."""
+    from tfopt.trt.converted import Converted, Segment
+
+    def attempt(*_):
+        return (
+            saved_model.Result(Converted((Segment("a", 3, 1, 1, mode=mode),), ()), {}, ()),
+            [],
+            None,
+        )
+
+    monkeypatch.setattr(saved_model, "_try", attempt)
+    options = saved_model.TfTrtOptions("FP16")
+    mode = "FP16"
+    assert saved_model.convert(None, tmp_path / "out", None, options, None).notes == ()
+    mode = "INT8"
+    with pytest.raises(ConversionError, match=r"made INT8 of what was to be FP16: .*int8@tf_trt"):
+        saved_model.convert(None, tmp_path / "out", None, options, None)
+
+
+class TestShapesOfEngines:
+    """Which shapes a session takes; TF-TRT computes others in TensorFlow, without a word."""
+
+    PROFILE = Profile.parse("image:2x4x4x3", "image:8x6x4x3", "image:8x9x4x3")
+
+    def refusal(self, shape, is_exact=False, strategy=None):
+        session = tf_trt.TfTrtSession.__new__(tf_trt.TfTrtSession)
+        session._profile, session._is_exact, session._strategy = self.PROFILE, is_exact, strategy
+        try:
+            session._check_shapes({"image": np.zeros(shape)})
+        except InputError as error:
+            return str(error)
+        return None
+
+    def test_ranges_take_what_lies_between(self):
+        assert self.refusal((3, 5, 4, 3)) is None
+        assert "the engine was built for" in self.refusal((9, 5, 4, 3))
+
+    def test_single_shapes_take_their_own(self):
+        assert self.refusal((8, 6, 4, 3), is_exact=True) is None
+        assert "No engine was built for these shapes" in self.refusal((7, 6, 4, 3), is_exact=True)
+
+    def test_one_profile_a_shape_takes_smaller_batches(self):
+        strategy = "ImplicitBatchModeCompatible"
+        assert self.refusal((3, 6, 4, 3), strategy=strategy) is None
+        reason = self.refusal((3, 5, 4, 3), strategy=strategy)
+        assert reason.endswith("image:8x9x4x3, each with smaller batches.")
 
 
 @pytest.mark.parametrize("is_file", [True, False])

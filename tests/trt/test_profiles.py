@@ -139,8 +139,8 @@ class TestChoose:
             return iter([zeros(**dict.fromkeys(signature.input_names, (2, n))) for n in lengths])
 
         return Conversion(
-            source, None, None, 2, batches if lengths else None, [], signature,
-            engine=EngineOptions(profile),
+            source, None, None, 2, None, [], signature,
+            engine=EngineOptions(profile), shapes=batches if lengths else None,
         )  # fmt: skip
 
     def test_static_is_one_shape_where_that_can_be(self):

@@ -43,6 +43,8 @@ class Conversion:
       notes: sentences for the user; append to it.
       signature: of the result; change it when it differs from the source's.
       engine: what the user said of TensorRT engines.
+      shapes: arrays of the shapes that batches of all examples have, those of evaluation too,
+        without their values; None without data.
     """
 
     source: Source
@@ -54,6 +56,7 @@ class Conversion:
     signature: Signature
     num_calibration: int = 0
     engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
+    shapes: Callable[[], Iterator[Arrays]] | None = None
 
     def calibration_batches(self, at_least: int = 1) -> Iterator[Arrays]:
         """Real examples to calibrate with.
@@ -245,7 +248,9 @@ class Session(abc.ABC):
         """Seconds of the GPU alone: inputs lie there already, outputs stay there.
 
         By CUDA events around each run, where the runtime lets its stream be seen. `run` says what
-        a caller waits for; this says how much of that is the GPU's own work.
+        a caller waits for; this is how much of that is left without copies. The waits of the GPU
+        for the next launch are in it, so that it is an upper bound of the GPU's own work: for
+        small batches of a runtime that launches every operation it is mostly launching.
 
         Args:
           inputs: as `run` takes them.

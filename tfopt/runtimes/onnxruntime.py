@@ -183,12 +183,19 @@ class OnnxRuntime(Runtime):
             # What loops and branches run is listed by itself.
             if event["args"].get("op_name", "Loop") not in ("Loop", "If", "Scan"):
                 nodes.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event)
+        # On a GPU the times are those of launching a node, and beside them others mean nothing.
+        is_told = all(
+            found[0]["args"].get("provider", "") in ("", "CPUExecutionProvider")
+            for found in nodes.values()
+        )
         return [
             Layer(
                 name=name,
                 op=found[0]["args"]["op_name"],
                 dtype=_dtype(found[0]["args"]),
-                time_ms=sum(event["dur"] for event in found) / len(batches) / 1e3,
+                time_ms=sum(event["dur"] for event in found) / len(batches) / 1e3
+                if is_told
+                else None,
                 executor=found[0]["args"].get("provider", ""),
             )
             for name, found in nodes.items()

@@ -7,12 +7,13 @@ import functools
 import gc
 import importlib.metadata
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tfopt.artifact import Artifact
-from tfopt.errors import InputError
+from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph
 from tfopt.measure import environment, suitability
 from tfopt.runtimes.base import (
@@ -63,6 +64,7 @@ class TfTrtSession(TensorFlowSession):
                 "have the same names; close that one, or load it in another process."
             ) from error
         self._profile, self._is_exact = record.profile, record.details["is_exact"]
+        self._strategy = record.details.get("strategy")
         self._accepted: set[tuple[Any, ...]] = set()
 
     def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
@@ -89,17 +91,26 @@ class TfTrtSession(TensorFlowSession):
         if set(inputs) != set(self._profile.inputs):
             return  # TensorFlow says it better
         reason = self._profile.outside(inputs)
-        if reason is None and self._is_exact:
-            of_ends = [
-                {name: getattr(s, end) for name, s in self._profile.inputs.items()} for end in ENDS
-            ]
-            if {name: tuple(value.shape) for name, value in inputs.items()} not in of_ends:
+        has_smaller = self._strategy == "ImplicitBatchModeCompatible"
+        if reason is None and (self._is_exact or has_smaller):
+            shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+            if not any(self._is_of(shapes, end, has_smaller) for end in ENDS):
                 reason = (
                     "No engine was built for these shapes but for "
-                    f"{'; '.join(self._profile.spell(end) for end in ENDS)}."
+                    f"{'; '.join(self._profile.spell(end) for end in ENDS)}"
+                    f"{', each with smaller batches' if has_smaller else ''}."
                 )
         if reason is not None:
             raise InputError(reason)
+
+    def _is_of(self, shapes: dict[str, tuple[int, ...]], end: str, has_smaller: bool) -> bool:
+        """Whether shapes are those of an end of the profile; of smaller batches, too, if asked."""
+        for name, of_input in self._profile.inputs.items():
+            built, got = getattr(of_input, end), shapes[name]
+            is_smaller = has_smaller and got[1:] == built[1:] and got[:1] <= built[:1]
+            if got != built and not is_smaller:
+                return False
+        return True
 
 
 class TfTrt(Runtime):
@@ -222,19 +233,12 @@ class TfTrt(Runtime):
         float16 or float32, whatever is faster. Little faster than float16 at batch 1, more at
         large batches of convolutional networks.
         """
-        graph = conversion.source.frozen_graph()
+        graph = saved_model.with_known_ranges(conversion.source.frozen_graph())
         if saved_model.holds_ranges(graph):
             conversion.notes.append("Ranges are those that the model was trained with.")
             _convert(conversion, graph, "INT8", None, **options)
             return
-        conversion.calibration_batches(MIN_CALIBRATION)  # before minutes of work
-        _convert(
-            conversion,
-            graph,
-            "INT8",
-            lambda: _of_one_shape(conversion.calibration_batches(MIN_CALIBRATION)),
-            **options,
-        )
+        _convert(conversion, graph, "INT8", _of_one_shape(conversion), **options)
 
 
 def _convert(
@@ -256,7 +260,8 @@ def _convert(
         )
     profile = shapes.choose(conversion, options["shapes"])
     if profile.is_fixed:
-        graph = graph.with_batch_size(profile.batch_size)
+        is_explicit = any(node.op == saved_model.EXPLICIT for node in graph.graph_def.node)
+        graph = graph.with_batch_size(profile.batch_size, keeps_ranges=is_explicit)
     # Of shapes that the user gave, static engines are for each by itself.
     is_dynamic = not profile.is_fixed and (
         options["shapes"] == "dynamic" or conversion.engine.profile is None
@@ -282,14 +287,16 @@ def _convert(
         calibration,
     )
     seconds = time.perf_counter() - begin
+    best = "maximum" if is_dynamic and options["strategy"] == "Range" else "optimum"
     notes = [
         made.converted.describe(made.reasons),
-        f"Built in {seconds:.0f} s for {profile.spell('optimum')}; it runs on {target} only.",
+        f"Built in {seconds:.0f} s for {profile.spell(best)}; it runs on {target} only.",
         *made.notes,
     ]
     details = {
         "is_dynamic": has_ranges or is_dynamic,
         "is_exact": not is_dynamic or options["strategy"] == "Optimal",
+        "strategy": options["strategy"] if is_dynamic else None,
         **_figures(made.converted, seconds),
         "notes": notes,
     }
@@ -307,14 +314,31 @@ def _figures(made: Converted, seconds: float) -> dict[str, float]:
     }
 
 
-def _of_one_shape(batches: Iterator[Arrays]) -> Iterator[Arrays]:
-    """Those with the shape of the first: TF-TRT ends the process at another one."""
-    first = None
-    for batch in batches:
-        found = {name: value.shape for name, value in batch.items()}
-        first = first or found
-        if found == first:
-            yield batch
+def _of_one_shape(conversion: Conversion) -> Callable[[], Iterator[Arrays]]:
+    """Calibration batches of the most frequent shape: TF-TRT ends the process at another one.
+
+    Raises:
+      ConversionError: when there are too few examples; before minutes of work.
+    """
+
+    def shapes(batch: Arrays) -> tuple[tuple[int, ...], ...]:
+        return tuple(value.shape for value in batch.values())
+
+    counts = Counter(map(shapes, conversion.calibration_batches(MIN_CALIBRATION)))
+    chosen, num_batches = counts.most_common(1)[0]
+    num_examples = min(num_batches * conversion.batch_size, conversion.num_calibration)
+    if len(counts) > 1:
+        if num_examples < MIN_CALIBRATION:
+            raise ConversionError(
+                "TF-TRT calibrates on examples of one shape, and of the "
+                f"{conversion.num_calibration} that were set aside at most {num_examples} have the "
+                f"same; give more of one shape (--data): {MIN_CALIBRATION} are needed."
+            )
+        conversion.notes.append(
+            f"Calibrated on at most {num_examples} of {conversion.num_calibration} examples, those "
+            "of the most frequent shape: TF-TRT takes one."
+        )
+    return lambda: (batch for batch in conversion.calibration_batches() if shapes(batch) == chosen)
 
 
 def _suitability(dtype: str) -> suitability.Suitability:
@@ -350,6 +374,14 @@ def _libraries() -> dict[str, str]:
     }
 
 
+def _plugin_reason(linked: libraries.Version) -> str:
+    """Why the library of plugins, which TF-TRT loads too, cannot be loaded; empty when it can."""
+    names = [f"libnvinfer_plugin.so.{libraries.spell(linked)}"]
+    names += [f"libnvinfer_plugin.so.{linked[0]}"] if linked[0] >= 10 else []
+    reasons = [libraries.why_not(name) for name in names]
+    return "" if "" in reasons else reasons[0]
+
+
 def _library_missing() -> str | None:
     import tensorflow as tf
 
@@ -362,13 +394,18 @@ def _library_missing() -> str | None:
     linked, found = _linked(), _loaded()
     install = (
         f"pip install tensorrt-libs=={libraries.spell(linked)} --extra-index-url "
-        "https://pypi.nvidia.com, and put its folder tensorrt_libs on LD_LIBRARY_PATH"
+        "https://pypi.nvidia.com, put its folder tensorrt_libs on LD_LIBRARY_PATH, and in it "
+        + " and ".join(
+            f"ln -s {name}.so.{linked[0]} {name}.so.{libraries.spell(linked)}"
+            for name in ("libnvinfer", "libnvinfer_plugin")
+        )
     )
-    if found.version is None:
+    if reason := found.reason or _plugin_reason(linked):
         return (
             f"TensorFlow {version} looks for TensorRT {libraries.spell(linked)}, which cannot be "
-            f"loaded ({found.reason}); {install}."
+            f"loaded ({reason}); {install}."
         )
+    assert found.version is not None
     if not libraries.runs_together(linked, found.version):
         return (
             f"TensorFlow {version} was linked against TensorRT {libraries.spell(linked)} and "

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from tfopt import runtimes
 from tfopt.artifact import Artifact, measure_files
-from tfopt.dataset import Dataset, calibration_batches, some_batches
+from tfopt.dataset import Dataset, batch_shapes, calibration_batches, some_batches
 from tfopt.errors import ConversionError, InputError
 from tfopt.examples import Examples
+from tfopt.graph import first_line
 from tfopt.measure import accuracy, diagnosis, environment, gpu, latency, throughput
 from tfopt.runtimes.base import Conversion, Runtime, Session
 from tfopt.source import Source
@@ -65,6 +66,7 @@ def convert(
         notes=[] if source.origin is None else [source.origin],
         signature=signature,
         engine=engine or EngineOptions(),
+        shapes=None if data is None else lambda: batch_shapes(data, signature, size),
     )
     try:
         runtime.convert(variant, conversion)
@@ -111,15 +113,8 @@ def _check_runs(artifact: Artifact, data: Dataset, batch_size: int) -> None:
     except InputError:
         raise
     except Exception as error:  # runtimes raise errors of their own kinds
-        lines = [line.strip() for line in str(error).splitlines()]
-        telling = [
-            line
-            for line in lines
-            if line and not line.startswith("<") and not line.endswith("error:")
-            and "defined at" not in line
-        ]  # fmt: skip
-        reason = (telling or [type(error).__name__])[0]
-        raise ConversionError(f"It was converted but does not run: {reason[:300]}") from error
+        reason = first_line(error)[:300]
+        raise ConversionError(f"It was converted but does not run: {reason}") from error
 
 
 def rebuild(artifact_folder: Path, folder: Path) -> Artifact:

@@ -30,6 +30,7 @@ class Segment:
       num_engines: how many were built and saved; none means that TensorFlow computes it.
       num_bytes: of those engines.
       has_ranges: whether it holds ranges from calibration.
+      mode: the precision it is built in: `FP32`, `FP16` or `INT8`; empty where it is not told.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Segment:
     num_engines: int
     num_bytes: int
     has_ranges: bool = False
+    mode: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,7 @@ def read(folder: Path) -> Converted:
                     sum(records),
                     has_ranges="calibration_data" in node.attr
                     and bool(node.attr["calibration_data"].s),
+                    mode=node.attr["precision_mode"].s.decode(),
                 )
             elif has_engine and node.op not in NOT_COUNTED | _CALLS:
                 left.append((node.name, node.op))

@@ -35,6 +35,15 @@ def find(name: str) -> Library:
     return Library(decode(number))
 
 
+def why_not(name: str) -> str:
+    """Why a library cannot be loaded, as the loader says it; empty when it can."""
+    try:
+        ctypes.CDLL(name)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 def decode(number: int) -> Version:
     """Reads what `getInferLibVersion` returns.
 

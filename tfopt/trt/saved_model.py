@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tfopt.errors import ConversionError
-from tfopt.graph import SIGNATURE_KEY, FrozenGraph
+from tfopt.graph import SIGNATURE_KEY, FrozenGraph, first_line
 from tfopt.logs import copied_stderr
 from tfopt.runtimes.base import Arrays
 from tfopt.signature import Signature
@@ -28,14 +28,22 @@ from tfopt.trt import converted
 from tfopt.trt.converted import Converted
 from tfopt.trt.profiles import ENDS, Profile
 
-STRATEGIES = ("Range", "Optimal", "Range+Optimal", "ImplicitBatchModeCompatible")
+# TensorFlow's `RangeStrategy` takes the maximum for the optimum; with `Range+Optimal` the profiles
+# of single shapes come first (tf2tensorrt/utils/trt_shape_optimization_profiles.cc).
+STRATEGIES = ("Range+Optimal", "Range", "Optimal", "ImplicitBatchModeCompatible")
+# What TF-TRT takes ranges from; of `EXPLICIT` it makes Q/DQ pairs, and int8 engines whatever else
+# is asked for (tf2tensorrt/convert/ops/quantization_ops.h, convert/trt_optimization_pass.cc).
+EXPLICIT = "QuantizeAndDequantizeV2"
 QUANTIZED_OPS = frozenset(
-    ["FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs", "QuantizeAndDequantizeV2",
-     "QuantizeAndDequantizeV3", "QuantizeAndDequantizeV4"]
-)  # fmt: skip
+    ["FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs", EXPLICIT, "QuantizeAndDequantizeV3"]
+)
+# The same computation with another gradient, which TF-TRT does not know.
+_SAME_AS_EXPLICIT = "QuantizeAndDequantizeV4"
 SMALLER_WORKSPACES_BYTES = (4 << 30, 1 << 30, 256 << 20)  # tried when the GPU's memory ran out
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|cudaMalloc", re.I)
+_HARMLESS = re.compile(r"Skipping tactic", re.I)  # kernels that need more scratch than there is
+_CALIBRATION_ERROR = re.compile(r"Calibration failed: (.*)")
 _REASON = re.compile(r"Engine creation for (\S+) failed.*?Reason: (.*)")
 _TENSORRT_ERROR = re.compile(r"(?:DefaultLogger|TRT.*?Error) (.*)")
 
@@ -56,7 +64,7 @@ class TfTrtOptions:
 
     precision: str
     is_dynamic: bool = False
-    strategy: str = "Range"
+    strategy: str = STRATEGIES[0]
     min_segment_size: int = 3
     workspace_bytes: int | None = None
     max_cached_engines: int = 1
@@ -105,14 +113,28 @@ def convert(
     notes: list[str] = []
     for size in sizes:
         tried = dataclasses.replace(options, workspace_bytes=size)
-        result, lines = _try(graph, folder, profile, tried, calibration)
-        is_whole = all(segment.num_engines for segment in result.converted.segments)
-        if is_whole or not any(_OUT_OF_MEMORY.search(line) for line in lines):
+        result, lines, failure = _try(graph, folder, profile, tried, calibration)
+        is_whole = failure is None and all(s.num_engines for s in result.converted.segments)
+        if is_whole or not _is_out_of_memory([*lines, failure or ""]):
             break
         if size != sizes[-1]:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+    else:
+        if failure is not None or not result.converted.num_engines:
+            raise ConversionError(
+                "The GPU's memory ran out while engines were built, also with a workspace of "
+                f"{size or 0:,} bytes; free memory of the GPU, or convert for smaller batches."
+            )
+    if failure is not None:
+        raise ConversionError(f"TF-TRT failed: {failure[:300]}")
     if not result.converted.num_engines:
         raise ConversionError(_why_nothing(result, lines, options.min_segment_size))
+    if others := {s.mode for s in result.converted.segments} - {options.precision, ""}:
+        raise ConversionError(
+            f"TF-TRT made {' and '.join(sorted(others))} of what was to be {options.precision}: "
+            "the model was trained with quantization, and its ranges make int8 engines only; "
+            "convert it to int8@tf_trt."
+        )
     if calibration is not None:
         notes += _without_ranges(result.converted)
     if size is not None and size != options.workspace_bytes:
@@ -131,6 +153,18 @@ def convert(
 def holds_ranges(graph: FrozenGraph) -> bool:
     """Whether a graph was trained with quantization and says what range each tensor has."""
     return any(node.op in QUANTIZED_OPS for node in graph.graph_def.node)
+
+
+def with_known_ranges(graph: FrozenGraph) -> FrozenGraph:
+    """The same graph, with `tf.quantization.quantize_and_dequantize_v2` as TF-TRT knows it."""
+    if all(node.op != _SAME_AS_EXPLICIT for node in graph.graph_def.node):
+        return graph
+    graph_def = type(graph.graph_def)()
+    graph_def.CopyFrom(graph.graph_def)
+    for node in graph_def.node:
+        if node.op == _SAME_AS_EXPLICIT:
+            node.op = EXPLICIT
+    return dataclasses.replace(graph, graph_def=graph_def)
 
 
 def rebuild(
@@ -213,8 +247,8 @@ def _try(
     profile: Profile,
     options: TfTrtOptions,
     calibration: Callable[[], Iterable[Arrays]] | None,
-) -> tuple[Result, list[str]]:
-    """One conversion; returns what came of it and what was written to standard error."""
+) -> tuple[Result, list[str], str | None]:
+    """One conversion: what came of it, what was written to standard error, and why it failed."""
     import tensorflow as tf
     from tensorflow.python.compiler.tensorrt import trt_convert
 
@@ -246,14 +280,23 @@ def _try(
                     converter.convert()
                 else:
                     converter.convert(calibration_input_fn=calibration)
-                if calibration is None or options.is_dynamic:
-                    converter.build(input_fn=lambda: _inputs(graph.signature, profile))
+                inputs = list(_inputs(graph.signature, profile))
+                # Calibrating built the engine of the calibration's shape.
+                if calibration is None or options.is_dynamic or len(inputs) > 1:
+                    converter.build(input_fn=lambda: iter(inputs))
                 converter.save(str(folder))
             except (ValueError, RuntimeError, tf.errors.OpError) as error:
-                text = str(error).strip().splitlines() or [type(error).__name__]
-                raise ConversionError(f"TF-TRT failed: {text[0][:300]}") from error
-        result = Result(converted.read(folder), converted.read_reasons(report), ())
-    return result, lines
+                failure: str | None = first_line(error)
+            else:
+                failure = None
+        if failure is not None:
+            told = [match[1] for line in lines if (match := _CALIBRATION_ERROR.search(line))]
+            return Result(Converted((), ()), {}, ()), lines, (told or [failure])[0]
+        return Result(converted.read(folder), converted.read_reasons(report), ()), lines, None
+
+
+def _is_out_of_memory(lines: Iterable[str]) -> bool:
+    return any(_OUT_OF_MEMORY.search(line) and not _HARMLESS.search(line) for line in lines)
 
 
 def _without_ranges(found: Converted) -> list[str]:

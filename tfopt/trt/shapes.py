@@ -26,7 +26,7 @@ def choose(conversion: Conversion, shapes: str) -> Profile:
       ConversionError: when there are no examples to take free dimensions from.
     """
     signature, given = conversion.source.signature, conversion.engine.profile
-    batches = iter(()) if conversion.calibration is None else conversion.calibration()
+    batches = iter(()) if conversion.shapes is None else conversion.shapes()
     if given is not None:
         given.check(signature)
         for batch in batches:

@@ -16,7 +16,7 @@ def note_on_tf32(tf32: bool) -> str:
     """What an artifact in float32 says of its products."""
     if tf32:
         return "Products of float32 are computed in TF32, as TensorFlow does by itself."
-    return "Products of float32 are computed in float32, without TF32."
+    return "Engines compute products of float32 in float32, without TF32."
 
 
 @dataclasses.dataclass(frozen=True)
