@@ -172,6 +172,7 @@ class Made:
             self.source, out, None, 4,
             dataset.calibration_batches(self.data, self.source.signature, 4), [],
             self.source.signature, self.data.num_calibration, engine or EngineOptions(),
+            lambda: dataset.batch_shapes(self.data, self.source.signature, 4),
         )  # fmt: skip
         RUNTIME.convert(Variant.parse(f"{text}@tensorrt"), conversion)
         return conversion
@@ -267,16 +268,83 @@ class TestConversion:
             x = models.EXAMPLES[:8]
             np.testing.assert_allclose(models.run(model, x), x.mean((2, 3)), atol=1e-6)
 
-    def test_layers_that_are_named_stay_float32(self, seen, conv):
+    def test_layers_that_are_named_stay_float32(self, seen, conv, monkeypatch):
         import onnx
 
+        version = {"TensorRT": "8.6.1"}
+        monkeypatch.setattr("tfopt.runtimes.tensorrt._libraries", lambda _: version)
         nodes = onnx.load(conv.convert("float32").folder / "model.onnx").graph.node
         name = next(node.name for node in nodes if node.op_type == "Conv")
         conv.convert("float16", EngineOptions(float32_layers=(name,)))
         assert name in seen.spec.float32_layers
+        assert not seen.spec.is_strongly_typed
         made = conv.convert("float16", EngineOptions(float32_layers=("*",)))
-        assert len(seen.spec.float32_layers) == len(nodes)
+        computing = [node.name for node in nodes if node.op_type not in ("Shape", "Cast")]
+        assert set(seen.spec.float32_layers) <= set(computing)
+        assert name in seen.spec.float32_layers
         assert any(note.startswith("Kept in float32: ") for note in made.notes)
+
+    def test_from_tensorrt_10_on_the_file_says_what_stays_float32(self, seen, conv):
+        """10.0 does not obey what layers are told (NVIDIA/TensorRT, issue 3941)."""
+        import onnx
+
+        nodes = onnx.load(conv.convert("float32").folder / "model.onnx").graph.node
+        name = next(node.name for node in nodes if node.op_type == "Conv")
+        made = conv.convert("float16", EngineOptions(float32_layers=(name,)))
+        assert seen.spec.is_strongly_typed
+        assert not seen.spec.float32_layers
+        model = onnx.load(made.folder / "model.onnx")
+        weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        types = {
+            node.name: weights[node.input[1]]
+            for node in model.graph.node
+            if node.op_type == "Conv" and node.input[1] in weights
+        }
+        assert types.pop(name) == onnx.TensorProto.FLOAT
+        assert set(types.values()) <= {onnx.TensorProto.FLOAT16}
+        conv.convert("float16")
+        assert not seen.spec.is_strongly_typed  # where nothing stays, TensorRT chooses
+
+    def test_functions_of_the_file_are_put_in_their_place(self, seen, tmp_path):
+        import onnx
+        from onnx import helper
+
+        from tests.onnx import models
+
+        call = helper.make_node("MyRelu", ["x"], ["y"], domain="local")
+        model = models.make([call], {}, ["n", 3, 6, 6], ["n", 3, 6, 6])
+        model.functions.append(
+            helper.make_function(
+                "local", "MyRelu", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])],
+                [helper.make_opsetid("", model.opset_import[0].version)],
+            )
+        )  # fmt: skip
+        model.opset_import.append(helper.make_opsetid("local", 1))
+        onnx.save(model, tmp_path / "function.onnx")
+        prepared = source.prepare(tmp_path / "function.onnx", tmp_path / "source")
+        made = steps.convert(
+            prepared, Variant.parse("float32@tensorrt"), tmp_path / "out", None, None, 8
+        )
+        found = onnx.load(made.folder / "model.onnx")
+        assert [node.op_type for node in found.graph.node] == ["Relu"]
+        assert not found.functions
+
+    def test_weights_beyond_what_a_file_holds_are_refused(self, conv, monkeypatch, tmp_path):
+        import onnx
+
+        from tests.onnx import models
+        from tfopt.runtimes import tensorrt
+
+        product = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+        model = models.make([product], {"w": models.random(64, 64)}, ["n", 64], ["n", 64])
+        file = tmp_path / "model.onnx"
+        onnx.save(model, file, save_as_external_data=True, location="weights", size_threshold=0)
+        monkeypatch.setattr(tensorrt, "MAX_FILE_BYTES", 10_000)
+        with pytest.raises(ConversionError, match=r"has 16,384 bytes of weights beside it"):
+            tensorrt._take_in_weights(file)
+        monkeypatch.setattr(tensorrt, "MAX_FILE_BYTES", 20_000)
+        tensorrt._take_in_weights(file)
+        assert not (tmp_path / "weights").exists()
 
     def test_a_pattern_without_a_match_lists_layers(self, seen, conv):
         with pytest.raises(InputError, match=r"No layer matches 'nothing\*'.*the layers are "):

@@ -182,7 +182,7 @@ class Shapes:
 
     def set_shape(self, name, *shapes):
         if shapes[0] == (13, 4):
-            raise ValueError("inconsistent")
+            raise RuntimeError("inconsistent")
         self.set[name] = shapes
 
 
@@ -260,16 +260,38 @@ def test_timings_are_read_and_written(tmp_path):
         seen.append(content)
         return SimpleNamespace(serialize=lambda: content + b"+")
 
-    config = SimpleNamespace(
-        create_timing_cache=create,
-        set_timing_cache=lambda timings, ignore_mismatch: seen.append(ignore_mismatch),
-    )
-    assert build._timing_cache(config, None) is None
+    def take(timings, ignore_mismatch):
+        seen.append(ignore_mismatch)
+        return True
+
+    config = SimpleNamespace(create_timing_cache=create, set_timing_cache=take)
+    assert build._timing_cache(config, None, None) is None
     for _ in range(2):
-        build._save_timings(file, build._timing_cache(config, file))
+        build._save_timings(file, build._timing_cache(config, file, None))
     assert seen == [b"", False, b"+", False]
     assert file.read_bytes() == b"++"
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_timings_of_another_version_are_begun_anew(tmp_path, is_read):
+    """TensorRT logs errors, which are not why a build fails later, and attaches nothing."""
+    file = tmp_path / "gpu.timings"
+    file.write_bytes(b"old")
+    logger = SimpleNamespace(messages=["The timing cache will not be used!"])
+
+    def create(content):
+        if content and not is_read:
+            return None
+        return SimpleNamespace(content=content, serialize=lambda: b"new")
+
+    config = SimpleNamespace(
+        create_timing_cache=create,
+        set_timing_cache=lambda timings, ignore_mismatch: not timings.content,
+    )
+    build._save_timings(file, build._timing_cache(config, file, logger))
+    assert file.read_bytes() == b"new"
+    assert logger.messages == []
 
 
 def test_timings_without_a_place_are_let_go(tmp_path):

@@ -103,3 +103,30 @@ class TestSilentlyFloat32:
         assert not inspector.is_silently_float32([one, layer("gemm", "Float")], "int8")
         assert inspector.report([one], "float16")[0].endswith("1 in an untold type.")
         assert inspector.dtype_of(layer("Myelin", "Int8")) == "int8"
+
+
+class TestParse:
+    def test_control_characters_of_tensorrt_8(self):
+        """Names of nodes that became one layer are put together with them."""
+        text = '{"Layers": [{"Name": "a", "Metadata": "[ONNX Layer: a]\x1e[ONNX Layer: b]"}]}'
+        with pytest.raises(json.JSONDecodeError, match="control character"):
+            json.loads(text)
+        found, note = inspector.parse(text)
+        assert found == [{"Name": "a", "Metadata": "[ONNX Layer: a]\x1e[ONNX Layer: b]"}]
+        assert note == ""
+
+    def test_words_that_are_no_numbers(self):
+        text = '{"Layers": [{"Name": "inf, -inf \\"nan", "Beta": -inf, "Alpha": [nan, -nan, 1.5]}]}'
+        found, note = inspector.parse(text)
+        assert found == [{"Name": 'inf, -inf "nan', "Beta": None, "Alpha": [None, None, 1.5]}]
+        assert note == ""
+
+    @pytest.mark.parametrize("name", ["8_resnet_float16", "8_mobilenet_int8", "8_names_only"])
+    def test_real_ones_stay_as_they_are(self, name):
+        assert inspector.parse((LAYERS / f"{name}.json").read_text()) == (list(read(name)), "")
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"Bindings": []}', "no JSON"])
+    def test_what_cannot_be_read_is_said(self, text):
+        found, note = inspector.parse(text)
+        assert found == []
+        assert note.startswith("What TensorRT tells of the engine's layers cannot be read: ")

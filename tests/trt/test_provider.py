@@ -69,12 +69,12 @@ def test_options_of_building():
             profile=DYNAMIC,
             workspace_bytes=1 << 30,
             optimization_level=5,
-            timing_cache=Path("cache", "timings"),
+            timing_cache=Path("cache", "gpu.timings"),
         )
     )
     assert found["max_workspace_size"] == str(1 << 30)
     assert found["builder_optimization_level"] == "5"
-    assert found["timing_cache_enable"] == "True" and found["timing_cache_path"] == "cache"
+    assert found["timing_cache_enable"] == "True" and found["timing_cache_path"] == "cache/gpu"
     assert found["profile_min_shapes"] == "x:1x4"
     assert found["profile_opt_shapes"] == "x:8x4"
     assert found["profile_max_shapes"] == "x:32x4"

@@ -55,6 +55,7 @@ def test_precisions_until_10(version):
     assert command(version, spec("int8")) == ["--int8", "--fp16"]
     assert command(version, spec("float16", float32_layers=("a/b:0", "c"))) == [
         "--fp16", "--precisionConstraints=obey", "--layerPrecisions=a/b:0:fp32,c:fp32",
+        "--layerOutputTypes=a/b:0:fp32,c:fp32",
     ]  # fmt: skip
     with pytest.raises(ConversionError, match=r"Layer 'a,b' cannot be kept.*rename"):
         command(version, spec("float16", float32_layers=("a,b",)))

@@ -106,6 +106,31 @@ def beyond_float16(file: Path, batches: Iterable[dict[str, np.ndarray]]) -> list
     return [node.name for node in nodes if large & {*node.input, *node.output}]
 
 
+def of_floats(file: Path, names: Iterable[str]) -> list[str]:
+    """Those of the named nodes that compute float32 values, as far as shape inference tells.
+
+    Others have no precision that could be chosen, such as those that compute shapes.
+    """
+    import onnx
+
+    wanted = set(names)
+    model = onnx.shape_inference.infer_shapes(onnx.load(file))
+    kinds = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*model.graph.value_info, *model.graph.output)
+    }
+    return [
+        node.name
+        for node in model.graph.node
+        if node.name in wanted
+        and node.op_type not in ("Cast", "QuantizeLinear", "DequantizeLinear")
+        and any(
+            kinds.get(name, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT
+            for name in node.output
+        )
+    ]
+
+
 def _plain_copy(model: Any) -> Any:
     """A copy without functions, whose nodes have names and whose inputs are no weights."""
     from onnx import inliner

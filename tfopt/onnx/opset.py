@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tfopt.errors import ConversionError
@@ -59,11 +60,16 @@ def opset(model: Any) -> int:
 
 def _convert(model: Any, version: int) -> Any:
     import onnx
+    from onnx import inliner
 
     try:
+        if model.functions:  # which the converter would drop without a word
+            model = inliner.inline_local_functions(model)
         return onnx.version_converter.convert_version(model, version)
     except Exception as error:  # of several kinds
-        raise ConversionError(f"{_cannot(model, version)}: {first_line(error)}") from error
+        adapter = re.search(r"No Adapter .*? for \w+", str(error))
+        reason = adapter[0] if adapter else first_line(error)
+        raise ConversionError(f"{_cannot(model, version)}: {reason}") from error
 
 
 def _cannot(model: Any, version: int) -> str:
@@ -84,11 +90,17 @@ def _prepare_reductions(graph: Any) -> None:
 
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if not node.op_type.startswith("Reduce") or len(node.input) < 2 or not node.input[1]:
+        if not node.op_type.startswith("Reduce"):
             continue
-        kept = [item for item in node.attribute if item.name != "noop_with_empty_axes"]
+        has_axes = len(node.input) > 1 and bool(node.input[1])
+        kept = [
+            item for item in node.attribute
+            if item.name != "noop_with_empty_axes" or (item.i and not has_axes)
+        ]  # fmt: skip
         del node.attribute[:]
         node.attribute.extend(kept)
+        if not has_axes:
+            continue
         if node.input[1] in constants:
             axes = onnx.numpy_helper.to_array(constants[node.input[1]])
             node.input[1] = f"{node.output[0]}_axes"

@@ -63,6 +63,8 @@ def insert_pairs(
                 if tensor in limits
                 else _limit(numpy_helper.to_array(constants[tensor]), axis)
             )
+        if node.op_type == "Conv" and tensor in constants:
+            _tell_kernel_shape(node, constants[tensor])
         made = _pair(tensor, scale, f"{node.output[0]}_input_{index}", axis)
         node.input[index] = made[-1].output[0]
         pairs.setdefault(number, []).extend(made)
@@ -118,6 +120,14 @@ def quantize(
     return np.clip(steps, ends.min, ends.max).astype(zero_point.dtype)
 
 
+def _tell_kernel_shape(node: Any, weights: Any) -> None:
+    """Writes down what a pair hides: TensorRT before 10.4 takes it from the attribute only."""
+    from onnx import helper
+
+    if all(item.name != "kernel_shape" for item in node.attribute):
+        node.attribute.append(helper.make_attribute("kernel_shape", list(weights.dims[2:])))
+
+
 def _places(
     graph: Any, limits: Mapping[str, float], excluded: Collection[str]
 ) -> Iterator[tuple[int, int, int | None]]:
@@ -131,6 +141,8 @@ def _places(
     for number, node in enumerate(graph.node):
         if node.name in excluded:
             continue
+        if node.op_type == "ConvTranspose" and _num_groups(node) > 1:
+            continue  # TensorRT 8 refuses them (https://github.com/NVIDIA/TensorRT/issues/1934)
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             first, second = node.input[:2]
             if first in limits and second in constants:
@@ -161,10 +173,16 @@ def _channel_axis(node: Any, rank: int) -> int | None:
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
-        return 1 if attributes.get("group", 1) == 1 else None
+        # TensorRT takes those of output channels and computes something else
+        # (https://github.com/NVIDIA/TensorRT/issues/1694 and 2380).
+        return None
     if node.op_type == "Gemm":
         return 0 if attributes.get("transB") else 1
     return 1 if rank == 2 else None
+
+
+def _num_groups(node: Any) -> int:
+    return next((item.i for item in node.attribute if item.name == "group"), 1)
 
 
 def _limit(values: np.ndarray, axis: int | None) -> np.ndarray:

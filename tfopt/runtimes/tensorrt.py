@@ -40,6 +40,7 @@ OPTIONS: dict[str, tuple[Value, ...] | WholeNumber] = {
 }
 LAST_OPSET_OF_8 = 17  # onnx-tensorrt, docs/operators.md of release 8.6
 NUM_NAMED = 5
+MAX_FILE_BYTES = (1 << 31) - 1  # of protocol buffers
 
 
 class TensorRT(Runtime):
@@ -257,6 +258,7 @@ def _prepare(conversion: Conversion) -> None:
     alone = dataclasses.replace(conversion, notes=[])
     runtimes.get("onnxruntime").convert(Variant("float32", "onnxruntime"), alone)
     _take_in_weights(conversion.folder / FILE)
+    _inline_functions(conversion.folder / FILE)
     _name_nodes(conversion.folder / FILE)
 
 
@@ -268,9 +270,24 @@ def _take_in_weights(file: Path) -> None:
     tensors = onnx.load(file, load_external_data=False).graph.initializer
     beside = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
     if beside:
+        num_bytes = sum((file.parent / name).stat().st_size for name in beside)
+        if num_bytes + file.stat().st_size > MAX_FILE_BYTES:
+            raise ConversionError(
+                f"The ONNX model has {num_bytes:,} bytes of weights beside it, and is rewritten as "
+                "one file here, which holds 2 GiB at most; build its engine with trtexec itself."
+            )
         _rewrite(file, lambda model: model)
         for name in beside:
             (file.parent / name).unlink()
+
+
+def _inline_functions(file: Path) -> None:
+    """Puts functions of the file's own in their place: TensorRT 8 reads none."""
+    import onnx
+    from onnx import inliner
+
+    if onnx.load(file, load_external_data=False).functions:
+        _rewrite(file, inliner.inline_local_functions)
 
 
 def _name_nodes(file: Path) -> None:
@@ -332,14 +349,17 @@ def _finish_half(
     file, kept = conversion.folder / FILE, list(named)
     if conversion.calibration is not None:
         kept = list(dict.fromkeys([*kept, *half.beyond_float16(file, conversion.calibration())]))
-    # ONNX Runtime has no option for single layers.
-    is_typed = _needs_types(builder) or (builder == "onnxruntime" and bool(kept))
+    # ONNX Runtime has no option for single layers, and TensorRT 10.0 does not obey those it has
+    # (https://github.com/NVIDIA/TensorRT/issues/3941).
+    is_typed = _needs_types(builder) or (
+        bool(kept) and (builder == "onnxruntime" or _major(builder) >= 10)
+    )
     if is_typed:
         _cast(file, kept)
     _note_kept(conversion, kept)
     _finish(
         conversion, builder, options, precision=precision, is_strongly_typed=is_typed,
-        float32_layers=() if is_typed else tuple(kept),
+        float32_layers=() if is_typed else tuple(half.of_floats(file, kept)),
     )  # fmt: skip
 
 

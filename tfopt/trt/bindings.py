@@ -83,9 +83,10 @@ def the_logger() -> Any:
                 self.messages.append(message)
 
         def reason(self) -> str:
-            """The first error, as one line."""
+            """The first error that tells something, as one line."""
             lines = [" ".join(text.split()) for text in self.messages]
-            return lines[0][:300] if lines else "it does not say why."
+            telling = [line for line in lines if "Skipping tactic" not in line]
+            return (telling or lines or ["it does not say why."])[0][:300]
 
     logger = Logger()
     trt.init_libnvinfer_plugins(logger, "")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 import time
 from collections.abc import Collection
@@ -20,6 +19,7 @@ from typing import Any
 from tfopt import cuda
 from tfopt.errors import ConversionError
 from tfopt.trt import bindings, memory
+from tfopt.trt import inspector as inspector_json
 from tfopt.trt.spec import Built, EngineSpec
 
 PRECISION_FLAGS = {"float32": (), "float16": ("FP16",), "int8": ("FP16", "INT8")}
@@ -126,20 +126,22 @@ def _build_once(onnx_file: Path, engine_file: Path, spec: EngineSpec) -> Built:
     _add_profile(trt, builder, network, config, spec)
     if spec.float32_layers and not spec.is_strongly_typed:
         _keep_float32(trt, network, spec.float32_layers)
-    timings = _timing_cache(config, spec.timing_cache)
+    timings = _timing_cache(config, spec.timing_cache, logger)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         reason = logger.reason()
         if _MEMORY.search(" ".join(logger.messages)):
             raise cuda.OutOfMemoryError(reason)
-        raise ConversionError(f"TensorRT could not build the engine: {reason}")
+        hint = ""
+        if "Could not find any implementation for node" in reason:
+            hint = " Such a layer can be left out of it by its name (--float32_layers)."
+        raise ConversionError(f"TensorRT could not build the engine: {reason}{hint}")
     engine_file.write_bytes(serialized)
     if spec.timing_cache is not None:
         _save_timings(spec.timing_cache, timings)
-    layers, figures = _inspect(trt, logger, serialized, spec)
-    return Built(
-        f"tensorrt {trt.__version__}", time.perf_counter() - begin, layers, figures, ()
-    )  # fmt: skip
+    layers, figures, notes = _inspect(trt, logger, serialized, spec)
+    seconds = time.perf_counter() - begin
+    return Built(f"tensorrt {trt.__version__}", seconds, layers, figures, notes)
 
 
 def _refusal(parser: Any, surface: Surface, logger: Any, onnx_file: Path) -> str:
@@ -185,7 +187,7 @@ def _add_profile(trt: Any, builder: Any, network: Any, config: Any, spec: Engine
         shapes = spec.profile.inputs[tensor.name]
         try:
             profile.set_shape(tensor.name, shapes.minimum, shapes.optimum, shapes.maximum)
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:
             raise ConversionError(
                 f"TensorRT refuses the shapes {shapes} of input {tensor.name}: {error}"
             ) from error
@@ -215,12 +217,16 @@ def _keep_float32(trt: Any, network: Any, names: Collection[str]) -> None:
             layer.set_output_type(number, trt.DataType.FLOAT)
 
 
-def _timing_cache(config: Any, file: Path | None) -> Any:
+def _timing_cache(config: Any, file: Path | None, logger: Any) -> Any:
     """Gives the builder the timings of earlier builds; returns its cache."""
     if file is None:
         return None
     timings = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
-    config.set_timing_cache(timings, ignore_mismatch=False)
+    if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
+        # Of another version, or damaged: TensorRT logs an error and would learn no timings.
+        logger.messages.clear()
+        timings = config.create_timing_cache(b"")
+        config.set_timing_cache(timings, ignore_mismatch=False)
     return timings
 
 
@@ -235,8 +241,8 @@ def _save_timings(file: Path, timings: Any) -> None:
 
 def _inspect(
     trt: Any, logger: Any, serialized: Any, spec: EngineSpec
-) -> tuple[tuple[dict[str, Any], ...], dict[str, float]]:
-    """The layers of an engine, and its figures."""
+) -> tuple[tuple[dict[str, Any], ...], dict[str, float], tuple[str, ...]]:
+    """The layers of an engine, its figures, and notes."""
     engine = trt.Runtime(logger).deserialize_cuda_engine(serialized)
     if engine is None:
         raise ConversionError(f"The engine was built but cannot be loaded: {logger.reason()}")
@@ -256,13 +262,8 @@ def _inspect(
                 context.set_input_shape(name, spec.profile.inputs[name].optimum)
         inspector.execution_context = context
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    try:
-        layers = json.loads(text)["Layers"]
-    except (ValueError, KeyError, TypeError):  # numbers such as -inf make it no JSON
-        layers = []
+    layers, note = inspector_json.parse(text)
     size = getattr(engine, "device_memory_size_v2", None)
     if size is None:
         size = engine.device_memory_size
-    return tuple(layer for layer in layers if isinstance(layer, dict)), {
-        "device_memory_bytes": float(size)
-    }
+    return tuple(layers), {"device_memory_bytes": float(size)}, (note,) if note else ()

@@ -1,6 +1,7 @@
 """Engines and kernel timings that are kept for the next time.
 
-Engines go by everything that they depend on: GPU, driver, libraries, model and what was asked for.
+Engines go by everything that they depend on: GPU, driver, libraries, model, what was asked for, and
+the version of tfopt, which decides how it is asked.
 Timings go by GPU, driver and libraries; a build that finds them need not measure kernels again.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tfopt
 from tfopt.trt.spec import Built, EngineSpec
 from tfopt.trt.target import Target
 
@@ -37,7 +39,9 @@ def engine_key(target: Target, onnx_file: Path, spec: EngineSpec, builder: str) 
         for field in dataclasses.fields(spec)
         if field.name not in ("timing_cache", "profile")
     }
-    return target.key("engine", builder, hash_model(onnx_file), asked, spec.profile.to_json())
+    return target.key(
+        "engine", tfopt.__version__, builder, hash_model(onnx_file), asked, spec.profile.to_json()
+    )
 
 
 def hash_model(onnx_file: Path) -> str:

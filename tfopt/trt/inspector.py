@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ _HELPERS = frozenset(
 _OPAQUE = frozenset(["Myelin"])
 _NARROW = ("int8", "float8", "float16", "bfloat16")
 NUM_NAMED = 3
+# Strings, which stay, and words that are no numbers of JSON.
+_NO_NUMBER = re.compile(r'("(?:[^"\\]|\\.)*")|-?\b(?:inf|nan)\b', re.DOTALL)
 
 
 def dtype_of(layer: Mapping[str, Any]) -> str:
@@ -57,6 +60,22 @@ def _format(tensor: Any) -> str:
     if not isinstance(tensor, Mapping):
         return ""
     return str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "")
+
+
+def parse(text: str) -> tuple[list[dict[str, Any]], str]:
+    """Reads the inspector's JSON, which is not always JSON.
+
+    TensorRT 8.6 puts control characters into its strings, between the names of nodes that became
+    one layer (https://github.com/NVIDIA/TensorRT/issues/2779), and writes numbers such as -inf.
+
+    Returns:
+      The layers that tell more than a name, and a sentence when nothing can be read.
+    """
+    try:
+        whole = json.loads(_NO_NUMBER.sub(lambda match: match[1] or "null", text), strict=False)
+        return [layer for layer in whole["Layers"] if isinstance(layer, dict)], ""
+    except (ValueError, KeyError, TypeError) as error:
+        return [], f"What TensorRT tells of the engine's layers cannot be read: {error}."
 
 
 def layers(

@@ -33,7 +33,8 @@ def build(builder: Callable[[EngineSpec], Built], spec: EngineSpec) -> Built:
         try:
             built = builder(dataclasses.replace(spec, workspace_bytes=workspace))
         except OutOfMemoryError as error:
-            failure, least = error, workspace
+            # Its traceback would keep the builder, with all it holds, beside the next one.
+            failure, least = str(error), workspace
             continue
         if workspace == spec.workspace_bytes:
             return built
@@ -45,7 +46,7 @@ def build(builder: Callable[[EngineSpec], Built], spec: EngineSpec) -> Built:
     raise ConversionError(
         "The GPU ran out of memory while the engine was built, at last with a workspace of "
         f"{_mebibytes(least)}; free memory on it, or use smaller batches ({failure})"
-    ) from failure
+    )
 
 
 def _mebibytes(workspace_bytes: int | None) -> str:

@@ -63,9 +63,10 @@ def options(spec: EngineSpec, engines: Path) -> dict[str, str]:
     }
     if spec.workspace_bytes is not None:
         found["trt_max_workspace_size"] = str(spec.workspace_bytes)
-    if spec.timing_cache is not None:  # ONNX Runtime names the file itself
+    if spec.timing_cache is not None:
+        # ONNX Runtime names the file by the compute capability alone: a folder for each target.
         found["trt_timing_cache_enable"] = "True"
-        found["trt_timing_cache_path"] = str(spec.timing_cache.parent)
+        found["trt_timing_cache_path"] = str(spec.timing_cache.with_suffix(""))
     if spec.profile.inputs:
         for end, short in _PROFILE.items():
             found[f"trt_profile_{short}_shapes"] = spec.profile.spell(end)
@@ -121,7 +122,7 @@ def build(onnx_file: Path, folder: Path, spec: EngineSpec) -> Built:
     engines = folder / ENGINES
     engines.mkdir(exist_ok=True)
     if spec.timing_cache is not None:
-        spec.timing_cache.parent.mkdir(parents=True, exist_ok=True)
+        spec.timing_cache.with_suffix("").mkdir(parents=True, exist_ok=True)
     return memory.build(lambda smaller: _build_once(onnx_file, engines, smaller), spec)
 
 

@@ -17,8 +17,6 @@ from tfopt.trt.target import Record
 
 ENGINE = "model.engine"
 NUM_WARM_UPS = 3
-# TensorRT before 10 has no int64: it takes and gives int32 in its place.
-_NARROWED = {np.dtype(np.int64): np.dtype(np.int32), np.dtype(np.float64): np.dtype(np.float32)}
 
 
 class EngineSession(Session):
@@ -56,6 +54,8 @@ class EngineSession(Session):
             self._dtypes[name] = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
             mode = self._engine.get_tensor_mode(name)
             self._is_input[name] = mode == trt.TensorIOMode.INPUT
+        # TensorRT before 10 has no int64: it takes and gives int32 in its place.
+        self._given = {spec.name: np.dtype(spec.dtype) for spec in self.signature.inputs}
         self._wanted = {spec.name: np.dtype(spec.dtype) for spec in self.signature.outputs}
 
     def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
@@ -122,7 +122,7 @@ class EngineSession(Session):
                 if not self._is_input[name]:
                     continue
                 value = inputs[name]
-                if value.dtype != dtype and _NARROWED.get(value.dtype) != dtype:
+                if value.dtype != self._given[name]:
                     raise TypeError(f"{name} is {value.dtype}")
                 held.append(np.ascontiguousarray(value, dtype))
                 if value.dtype.kind == "i" and value.dtype != dtype and np.any(held[-1] != value):

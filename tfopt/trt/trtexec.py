@@ -9,19 +9,17 @@ strongly typed; `--stronglyTyped` says that in TensorRT 10.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tfopt.cuda import OutOfMemoryError
 from tfopt.errors import ConversionError
-from tfopt.trt import free_inputs, memory, trtexec_log
+from tfopt.trt import free_inputs, inspector, memory, trtexec_log
 from tfopt.trt.spec import Built, EngineSpec
 from tfopt.trt.trtexec_log import TrtexecLog
 
@@ -139,13 +137,13 @@ def _build_once(
             reason = log.reason or f"it ended with status {ended.returncode}, without a reason"
             kind = OutOfMemoryError if log.is_out_of_memory else ConversionError
             raise kind(f"trtexec {version} built no engine: {reason}.")
-        layers = _layers(layers_file)
+        layers, note = _layers(layers_file)
     return Built(
         builder=f"trtexec {version}",
         seconds=seconds if log.build_seconds is None else log.build_seconds,
-        layers=layers,
+        layers=tuple(layers),
         figures=_figures(log),
-        notes=_notes(log),
+        notes=(*_notes(log), *([note] if note else [])),
     )
 
 
@@ -194,8 +192,10 @@ def _precision(spec: EngineSpec, version: str) -> list[str]:
                     f"Layer {name!r} cannot be kept in float32 by trtexec, which splits names at "
                     "commas, drops quotation marks and reads * as a pattern; rename it."
                 )
-        precisions = ",".join(f"{name}:fp32" for name in spec.float32_layers)
-        found += ["--precisionConstraints=obey", f"--layerPrecisions={precisions}"]
+        # What a layer computes in does not say what it hands on, in float16 if that is faster.
+        each = ",".join(f"{name}:fp32" for name in spec.float32_layers)
+        found += ["--precisionConstraints=obey", f"--layerPrecisions={each}"]
+        found.append(f"--layerOutputTypes={each}")
     return found
 
 
@@ -215,13 +215,9 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-def _layers(file: Path) -> tuple[Mapping[str, Any], ...]:
-    """The layers that the inspector told of; empty when it told nothing that can be read."""
-    try:
-        layers = json.loads(file.read_text())["Layers"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
-    return tuple(layer for layer in layers if isinstance(layer, dict))
+def _layers(file: Path) -> tuple[list[dict[str, Any]], str]:
+    """As `inspector.parse`; none where the program wrote no such file."""
+    return inspector.parse(file.read_text(errors="replace")) if file.is_file() else ([], "")
 
 
 def _figures(log: TrtexecLog) -> dict[str, float]:
