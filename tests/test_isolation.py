@@ -371,3 +371,16 @@ class TestParent:
             assert not is_gone(child)
             process.kill()
         wait_until_gone(child)
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(None, "1"), ("3", "1"), ("0", "0")])
+def test_warnings_reach_the_log(tmp_path, monkeypatch, wanted, found):
+    """They alone say why engines failed, whatever the user wants to see of TensorFlow."""
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", wanted)
+    monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", "false")
+    with Worker(tmp_path / "log") as worker:
+        assert worker.call("os:getenv", "TF_CPP_MIN_LOG_LEVEL") == found
+        assert worker.call("os:getenv", "CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
+        assert worker.call("os:getenv", "TF_FORCE_GPU_ALLOW_GROWTH") == "false"

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -519,6 +520,15 @@ def calibration_batches(
         return (inputs for inputs, _, _ in examples.batches(signature, batch_size, limit))
 
     return batches
+
+
+def count_calibration_shapes(
+    dataset: Dataset, signature: Signature
+) -> Counter[tuple[tuple[int, ...], ...]]:
+    """How many calibration examples have which shapes of inputs, without a batch dimension."""
+    if dataset.calibration is None:
+        return Counter()
+    return dataset.calibration.count_shapes(signature.input_names, dataset.num_calibration)
 
 
 def batch_shapes(dataset: Dataset, signature: Signature, batch_size: int) -> Iterator[Arrays]:

@@ -150,14 +150,19 @@ class Examples:
         """Whether there is a column of labels."""
         return LABELS in self._columns
 
-    def count_shapes(self, names: Sequence[str]) -> Counter[tuple[tuple[int, ...], ...]]:
-        """How many examples have which shapes in these columns, without a batch dimension."""
-        columns = [self._columns[name] for name in names]
+    def count_shapes(
+        self, names: Sequence[str], limit: int | None = None
+    ) -> Counter[tuple[tuple[int, ...], ...]]:
+        """How many examples have which shapes in these columns, without a batch dimension.
+
+        Args:
+          names: the columns.
+          limit: as in `batches`.
+        """
+        columns, chosen = [self._columns[name] for name in names], self._chosen(limit)
         if not any(column.is_ragged for column in columns):
-            return Counter({tuple(column.shape(0) for column in columns): self.num_examples})
-        return Counter(
-            tuple(column.shape(index) for column in columns) for index in range(self.num_examples)
-        )
+            return Counter({tuple(column.shape(0) for column in columns): len(chosen)})
+        return Counter(tuple(column.shape(index) for column in columns) for index in chosen)
 
     def read(self, name: str, start: int, stop: int) -> list[np.ndarray]:
         """Examples `start` to `stop` of one column, each with its own shape."""
@@ -178,17 +183,13 @@ class Examples:
         Yields:
           Inputs by name; labels, or None; and how many rows are real.
         """
-        count = self.num_examples
-        chosen: Sequence[int] = range(count)
-        if limit is not None and limit < count:
-            chosen = [index * count // limit for index in range(limit)]
         names = [*signature.input_names, *([LABELS] if self.has_labels else [])]
         scalars = [spec.name for spec in signature.inputs if spec.shape == ()]
         if scalars and len(scalars) == len(signature.inputs):
             batch_size = 1
         pending: list[int] = []
         shared: Any = None
-        for index in chosen:
+        for index in self._chosen(limit):
             new = [self._columns[name].shape(index) for name in names]
             new += [self.read(name, index, index + 1)[0].tolist() for name in scalars]
             if pending and (len(pending) == batch_size or new != shared):
@@ -198,6 +199,13 @@ class Examples:
             pending.append(index)
         if pending:
             yield self._batch(signature, pending, batch_size)
+
+    def _chosen(self, limit: int | None) -> Sequence[int]:
+        """Numbers of the examples that are read: at most so many, evenly spread over all."""
+        count = self.num_examples
+        if limit is None or limit >= count:
+            return range(count)
+        return [index * count // limit for index in range(limit)]
 
     def _batch(
         self, signature: Signature, indices: list[int], batch_size: int

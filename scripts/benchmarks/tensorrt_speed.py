@@ -5,7 +5,7 @@ int8 8.0 times TensorFlow; at batch 64 int8 no slower than float16.
 
 Every variant is made by tfopt from the same SavedModel, and timed by `tfopt.benchmark` in turns
 with all others, each runtime in a process of its own (each set of engines, too): from host arrays
-to host arrays, copies included, and the GPU alone beside it. Weights are random; int8 is
+to host arrays, copies included, and without copies beside it. Weights are random; int8 is
 calibrated on random smooth images, which is enough for speed. An engine takes one to four minutes
 to build, so a run takes about ten minutes; what is in --work_dir is not made again, and the table
 is written after every conversion. Give a GPU to one run at a time: building, too, is timing.

@@ -160,6 +160,27 @@ class TestConversionForCuda:
 
 class TestSession:
     @without_cuda
+    def test_a_profiler_of_a_gpu_tells_of_launching_only(self, convert, monkeypatch):
+        artifact = convert("float32@onnxruntime")
+        batches = models.batches()[:2]
+        found = RUNTIME.layers(artifact, batches, None)
+        assert found and all(layer.time_ms > 0 for layer in found)
+        read = onnxruntime.OnnxRuntimeSession.end_profiling
+
+        def on_cuda(session):
+            events = read(session)
+            first = next(event for event in events if event.get("cat") == "Node")
+            for event in events:
+                if event["name"] == first["name"]:
+                    event["args"]["provider"] = onnxruntime.CUDA
+            return events
+
+        monkeypatch.setattr(onnxruntime.OnnxRuntimeSession, "end_profiling", on_cuda)
+        told = RUNTIME.layers(artifact, batches, None)
+        assert [layer.name for layer in told] == [layer.name for layer in found]
+        assert all(layer.time_ms is None for layer in told)
+
+    @without_cuda
     def test_no_seconds_of_a_device_on_the_processor(self, convert):
         with RUNTIME.load(convert("float32@onnxruntime"), 1) as session:
             assert session.device_seconds({"x": models.EXAMPLES}, 3) is None

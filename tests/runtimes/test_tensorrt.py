@@ -305,18 +305,38 @@ class TestConversion:
         conv.convert("float16")
         assert not seen.spec.is_strongly_typed  # where nothing stays, TensorRT chooses
 
+    def test_layers_that_compute_no_floats_have_no_precision(self, tmp_path):
+        """`TopK` gives integers, too, which trtexec would want to be float32 with the values."""
+        import onnx
+
+        from tests.onnx import models
+        from tfopt.onnx import half
+
+        nodes = [
+            onnx.helper.make_node("MatMul", ["x", "w"], ["a"], name="product"),
+            onnx.helper.make_node("TopK", ["a", "k"], ["values", "indices"], name="best"),
+            onnx.helper.make_node("Shape", ["a"], ["shape"], name="shape"),
+            onnx.helper.make_node("Cast", ["indices"], ["b"], name="cast", to=1),
+            onnx.helper.make_node("Add", ["values", "b"], ["y"], name="sum"),
+        ]
+        weights = {"w": models.random(6, 6), "k": np.int64([2])}
+        onnx.save(models.make(nodes, weights, ["n", 6], ["n", 2]), tmp_path / "model.onnx")
+        names = [node.name for node in nodes]
+        assert half.of_floats(tmp_path / "model.onnx", names) == ["product", "sum"]
+
     def test_functions_of_the_file_are_put_in_their_place(self, seen, tmp_path):
         import onnx
         from onnx import helper
 
         from tests.onnx import models
+        from tfopt.onnx import opset
 
         call = helper.make_node("MyRelu", ["x"], ["y"], domain="local")
         model = models.make([call], {}, ["n", 3, 6, 6], ["n", 3, 6, 6])
         model.functions.append(
             helper.make_function(
                 "local", "MyRelu", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])],
-                [helper.make_opsetid("", model.opset_import[0].version)],
+                [helper.make_opsetid("", model.opset_import[0].version - 1)],
             )
         )  # fmt: skip
         model.opset_import.append(helper.make_opsetid("local", 1))
@@ -328,6 +348,8 @@ class TestConversion:
         found = onnx.load(made.folder / "model.onnx")
         assert [node.op_type for node in found.graph.node] == ["Relu"]
         assert not found.functions
+        lowered = opset.lower_opset(model, 17)  # of which ONNX's converter drops functions
+        assert [node.op_type for node in lowered.graph.node] == ["Relu"]
 
     def test_weights_beyond_what_a_file_holds_are_refused(self, conv, monkeypatch, tmp_path):
         import onnx

@@ -108,6 +108,10 @@ class TestLibrary:
         assert "(libnvinfer_plugin.so.8.6.1: cannot open)" in reason
         assert "ln -s libnvinfer_plugin.so.8 libnvinfer_plugin.so.8.6.1" in reason
 
+    def test_what_plugins_need_besides_is_found_by_tensorflow(self, monkeypatch):
+        monkeypatch.setattr(libraries, "why_not", lambda name: "libcudnn.so.8: cannot open")
+        assert self.found(monkeypatch, (8, 6, 1)) is None
+
     def test_another_version_is_named(self, monkeypatch):
         reason = self.found(monkeypatch, (10, 0, 1))
         assert "linked against TensorRT 8.6.1 and finds 10.0.1" in reason
@@ -240,32 +244,45 @@ class TestCalibration:
         with pytest.raises(ConversionError, match="none were set aside; give more data"):
             RUNTIME.convert(Variant.parse("int8@tf_trt"), made)
 
-    def of_lengths(self, *lengths):
-        """A conversion with calibration batches of four examples of these lengths."""
+    def of_lengths(self, tmp_path, lengths, batch_size=16):
+        """A conversion whose calibration examples have these lengths."""
         from tfopt.runtimes.base import Conversion
 
-        def batches():
-            return iter([{"x": np.zeros((4, n))} for n in lengths])
+        signature = Signature("s", (TensorSpec("x", (None, None), "float32"),), ())
+        rows = [{"x": np.zeros(n, np.float32)} for n in lengths]
+        rows = [row for row in rows for _ in range(2)]  # half of them are for evaluation
+        data = dataset.write(rows, signature, tmp_path, num_calibration=len(lengths))
 
-        return Conversion(None, None, None, 4, batches, [], None, 4 * len(lengths))
+        class Source:
+            pass
 
-    def test_batches_have_the_most_frequent_shape(self):
-        made = self.of_lengths(3, 5, 5, 7, 5)
+        origin = Source()
+        origin.signature = signature
+        return Conversion(
+            origin, None, None, batch_size,
+            dataset.calibration_batches(data, signature, batch_size), [], signature,
+            data.num_calibration,
+            count_shapes=lambda: dataset.count_calibration_shapes(data, signature),
+        )  # fmt: skip
+
+    def test_batches_have_the_most_frequent_shape(self, tmp_path):
+        """By examples: of the other shape there are as many batches."""
+        made = self.of_lengths(tmp_path, [3, 5, 3, 5, 3] + [7] * 30, batch_size=4)
         found = list(tf_trt._of_one_shape(made)())
-        assert [batch["x"].shape for batch in found] == [(4, 5)] * 3
-        assert made.notes == [
-            "Calibrated on at most 12 of 20 examples, those of the most frequent shape: TF-TRT "
-            "takes one."
-        ]
+        assert {batch["x"].shape for batch in found} == {(4, 7)}
+        (note,) = made.notes
+        counts = made.count_shapes()
+        assert note.startswith(f"Calibrated on {counts[(7,),]} of {made.num_calibration} examples")
 
-    def test_nothing_is_said_where_all_have_one_shape(self):
-        made = self.of_lengths(5, 5, 5)
-        assert len(list(tf_trt._of_one_shape(made)())) == 3
+    def test_nothing_is_said_where_all_have_one_shape(self, tmp_path):
+        made = self.of_lengths(tmp_path, [5] * 40)
+        assert {batch["x"].shape for batch in tf_trt._of_one_shape(made)()} == {(16, 5)}
         assert not made.notes
 
-    def test_few_of_one_shape_are_refused(self):
-        with pytest.raises(ConversionError, match="of the 16 that were set aside at most 4 have"):
-            tf_trt._of_one_shape(self.of_lengths(3, 4, 5, 6))
+    def test_examples_that_only_fill_a_batch_do_not_count(self, tmp_path):
+        made = self.of_lengths(tmp_path, range(1, 31))
+        with pytest.raises(ConversionError, match=r"that were set aside at most [1-3] have"):
+            tf_trt._of_one_shape(made)
 
     @pytest.mark.parametrize("is_quantized", [True, False])
     def test_ranges_that_training_left_are_found(self, tmp_path, is_quantized):
@@ -417,10 +434,15 @@ class TestMemory:
         tried, text = self.fail(monkeypatch, tmp_path, [], "Calibration failed: out of memory")
         assert tried == [None, *saved_model.SMALLER_WORKSPACES_BYTES]
         assert "memory ran out while engines were built, also with a workspace of 268,435" in text
+        assert text.endswith("(Calibration failed: out of memory)")
 
     def test_what_is_no_lack_of_memory_is_not_tried_again(self, monkeypatch, tmp_path):
-        harmless = "Skipping tactic 3 due to insufficient memory on requested size"
-        tried, text = self.fail(monkeypatch, tmp_path, [harmless], "Failed to feed calibration")
+        harmless = [
+            "Skipping tactic 3 due to insufficient memory on requested size",
+            "Allocator (GPU_0_bfc) ran out of memory trying to allocate 2.19GiB. The caller "
+            "indicates that this is not a failure, but this may mean that there could be gains.",
+        ]
+        tried, text = self.fail(monkeypatch, tmp_path, harmless, "Failed to feed calibration")
         assert tried == [None]
         assert text == "TF-TRT failed: Failed to feed calibration"
 

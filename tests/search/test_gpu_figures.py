@@ -95,7 +95,7 @@ def test_search_records_times_memory_and_state(onnx_file, data, told, tmp_path, 
         assert value["gpu_before"]["sm_clock_mhz"] == value["gpu_after"]["sm_clock_mhz"] == 2805
     report = (result.output_dir / "report.html").read_text()
     assert "The median contains the copies to the GPU and back" in report
-    assert "<dt>GPU alone ms</dt><dd>25.500</dd>" in report
+    assert "<dt>ms without copies</dt><dd>25.500</dd>" in report
     assert "sm clock mhz: 2805" in report
 
 
@@ -135,7 +135,7 @@ def test_a_failure_to_tell_times_is_a_note(
     assert list(result.table.status) == ["ok", "ok"]
     assert result.table.device_ms.isna().all()
     assert result.table.median_ms.notna().all()
-    note = f"The time of the GPU alone was not measured: {reason}"
+    note = f"The time without copies was not measured: {reason}"
     assert result.table.reason.str.contains(note, regex=False).all()
 
 

@@ -25,7 +25,7 @@ _LABELS = {
     "median_ms": "median of one inference (ms)",
     "size_bytes": "size (bytes)",
     "compressed_bytes": "size after deflate (bytes)",
-    "device_ms": "time of the GPU alone (ms)",
+    "device_ms": "time without copies (ms)",
     "peak_memory_bytes": "peak memory of a process (bytes)",
     "gpu_memory_bytes": "memory of the GPU (bytes)",
     "cold_start_ms": "load and first inference (ms)",

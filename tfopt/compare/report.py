@@ -59,13 +59,16 @@ _MORE = (
     _Column("converted from", "parent"),
     _Column("p90 ms", "p90_ms", ".3f"),
     _Column("p99 ms", "p99_ms", ".3f"),
-    _Column("GPU alone ms", "device_ms", ".3f"),
+    _Column("ms without copies", "device_ms", ".3f"),
     _Column("memory of the GPU", "gpu_memory_bytes", "size"),
     _Column("examples a second", "throughput_per_s", ".4g"),
     _Column("size after deflate", "compressed_bytes", "size"),
     _Column("largest error of an output", "max_abs_error", ".2g"),
 )
-COPIES = "The median contains the copies to the GPU and back; the time of the GPU alone does not."
+COPIES = (
+    "The median contains the copies to the GPU and back; the time without copies has the waits of "
+    "the GPU for the next launch in it."
+)
 _STATUSES = ("ok", "over_budget", "failed", "skipped")
 
 

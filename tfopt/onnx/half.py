@@ -107,7 +107,7 @@ def beyond_float16(file: Path, batches: Iterable[dict[str, np.ndarray]]) -> list
 
 
 def of_floats(file: Path, names: Iterable[str]) -> list[str]:
-    """Those of the named nodes that compute float32 values, as far as shape inference tells.
+    """Those of the named nodes that compute float32 values only, as far as shape inference tells.
 
     Others have no precision that could be chosen, such as those that compute shapes.
     """
@@ -124,9 +124,10 @@ def of_floats(file: Path, names: Iterable[str]) -> list[str]:
         for node in model.graph.node
         if node.name in wanted
         and node.op_type not in ("Cast", "QuantizeLinear", "DequantizeLinear")
-        and any(
+        and all(
             kinds.get(name, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT
             for name in node.output
+            if name
         )
     ]
 
@@ -138,7 +139,7 @@ def _plain_copy(model: Any) -> Any:
     copy = type(model)()
     copy.CopyFrom(model)
     if copy.functions:
-        copy = inliner.inline_local_functions(copy)
+        copy = inliner.inline_local_functions(copy, convert_version=True)
     for index, node in enumerate(copy.graph.node):
         node.name = node.name or f"unnamed_{index}"
     weights = {tensor.name for tensor in copy.graph.initializer}

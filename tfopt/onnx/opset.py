@@ -64,7 +64,9 @@ def _convert(model: Any, version: int) -> Any:
 
     try:
         if model.functions:  # which the converter would drop without a word
-            model = inliner.inline_local_functions(model)
+            model = inliner.inline_local_functions(model, convert_version=True)
+            if model.functions:
+                raise ValueError(f"its function {model.functions[0].name} cannot be inlined")
         return onnx.version_converter.convert_version(model, version)
     except Exception as error:  # of several kinds
         adapter = re.search(r"No Adapter .*? for \w+", str(error))
@@ -93,6 +95,9 @@ def _prepare_reductions(graph: Any) -> None:
         if not node.op_type.startswith("Reduce"):
             continue
         has_axes = len(node.input) > 1 and bool(node.input[1])
+        if has_axes and node.input[1] in constants and not constants[node.input[1]].dims[0]:
+            del node.input[1:]
+            has_axes = False
         kept = [
             item for item in node.attribute
             if item.name != "noop_with_empty_axes" or (item.i and not has_axes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import importlib.metadata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,8 @@ class Conversion:
       engine: what the user said of TensorRT engines.
       shapes: arrays of the shapes that batches of all examples have, those of evaluation too,
         without their values; None without data.
+      count_shapes: how many calibration examples have which shapes of inputs, in the order of the
+        signature and without a batch dimension; None without data.
     """
 
     source: Source
@@ -57,6 +60,7 @@ class Conversion:
     num_calibration: int = 0
     engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     shapes: Callable[[], Iterator[Arrays]] | None = None
+    count_shapes: Callable[[], Counter[tuple[tuple[int, ...], ...]]] | None = None
 
     def calibration_batches(self, at_least: int = 1) -> Iterator[Arrays]:
         """Real examples to calibrate with.
@@ -245,7 +249,7 @@ class Session(abc.ABC):
         """
 
     def device_seconds(self, inputs: Arrays, num_runs: int) -> list[float] | None:
-        """Seconds of the GPU alone: inputs lie there already, outputs stay there.
+        """Seconds without copies: inputs lie on the GPU already, outputs stay there.
 
         By CUDA events around each run, where the runtime lets its stream be seen. `run` says what
         a caller waits for; this is how much of that is left without copies. The waits of the GPU

@@ -117,7 +117,8 @@ class TensorRT(Runtime):
             **{**asked, "float32_layers": tuple(asked["float32_layers"])},
         )
         builder = _builder(record.details["builder"])
-        if spec.precision != "float32" and not spec.is_strongly_typed and _needs_types(builder):
+        is_free = spec.precision != "float32" and not spec.is_strongly_typed
+        if is_free and _is_typed(builder, spec.float32_layers):
             _cast(folder / FILE, spec.float32_layers)
             spec = dataclasses.replace(spec, is_strongly_typed=True, float32_layers=())
         return _build(folder, spec, builder, cache.default_folder())
@@ -149,8 +150,9 @@ class TensorRT(Runtime):
     def float16(self, conversion: Conversion, **options: Any) -> None:
         """float16 kernels; inputs and outputs keep their types.
 
-        Until TensorRT 10 float16 is allowed, and taken where it is faster. Since TensorRT 11
-        networks are strongly typed: the file is cast to float16. Operations whose values on real
+        Until TensorRT 10 float16 is allowed, and taken where it is faster. Since TensorRT 11, and
+        with 10 where anything stays float32, networks are strongly typed: the file is cast to
+        float16. Operations whose values on real
         examples come near the largest of float16 (65504) stay float32, and so do the layers that
         `float32_layers` names.
         """
@@ -248,6 +250,18 @@ def _needs_types(builder: str) -> bool:
     return _major(builder) >= 11
 
 
+def _is_typed(builder: str, kept: Collection[str]) -> bool:
+    """Whether the file says the types, and not flags of the builder.
+
+    With layers that stay float32 it does from TensorRT 10 on: 10.0 was seen not to obey what layers
+    are told, and nobody says since when it does (https://github.com/NVIDIA/TensorRT/issues/3941).
+    ONNX Runtime has no option for single layers.
+    """
+    return _needs_types(builder) or (
+        bool(kept) and (builder == "onnxruntime" or _major(builder) >= 10)
+    )
+
+
 def _major(builder: str) -> int:
     """The first number of the builder's TensorRT."""
     return int(_libraries(builder).get("TensorRT", "0").split(".")[0] or 0)
@@ -287,7 +301,7 @@ def _inline_functions(file: Path) -> None:
     from onnx import inliner
 
     if onnx.load(file, load_external_data=False).functions:
-        _rewrite(file, inliner.inline_local_functions)
+        _rewrite(file, lambda model: inliner.inline_local_functions(model, convert_version=True))
 
 
 def _name_nodes(file: Path) -> None:
@@ -349,11 +363,7 @@ def _finish_half(
     file, kept = conversion.folder / FILE, list(named)
     if conversion.calibration is not None:
         kept = list(dict.fromkeys([*kept, *half.beyond_float16(file, conversion.calibration())]))
-    # ONNX Runtime has no option for single layers, and TensorRT 10.0 does not obey those it has
-    # (https://github.com/NVIDIA/TensorRT/issues/3941).
-    is_typed = _needs_types(builder) or (
-        bool(kept) and (builder == "onnxruntime" or _major(builder) >= 10)
-    )
+    is_typed = _is_typed(builder, kept)
     if is_typed:
         _cast(file, kept)
     _note_kept(conversion, kept)

@@ -321,24 +321,27 @@ def _of_one_shape(conversion: Conversion) -> Callable[[], Iterator[Arrays]]:
       ConversionError: when there are too few examples; before minutes of work.
     """
 
-    def shapes(batch: Arrays) -> tuple[tuple[int, ...], ...]:
-        return tuple(value.shape for value in batch.values())
-
-    counts = Counter(map(shapes, conversion.calibration_batches(MIN_CALIBRATION)))
-    chosen, num_batches = counts.most_common(1)[0]
-    num_examples = min(num_batches * conversion.batch_size, conversion.num_calibration)
-    if len(counts) > 1:
-        if num_examples < MIN_CALIBRATION:
-            raise ConversionError(
-                "TF-TRT calibrates on examples of one shape, and of the "
-                f"{conversion.num_calibration} that were set aside at most {num_examples} have the "
-                f"same; give more of one shape (--data): {MIN_CALIBRATION} are needed."
-            )
-        conversion.notes.append(
-            f"Calibrated on at most {num_examples} of {conversion.num_calibration} examples, those "
-            "of the most frequent shape: TF-TRT takes one."
+    conversion.calibration_batches(MIN_CALIBRATION)
+    counts = Counter() if conversion.count_shapes is None else conversion.count_shapes()
+    if len(counts) < 2:
+        return conversion.calibration_batches
+    chosen, num_examples = counts.most_common(1)[0]
+    if num_examples < MIN_CALIBRATION:
+        raise ConversionError(
+            "TF-TRT calibrates on examples of one shape, and of the "
+            f"{conversion.num_calibration} that were set aside at most {num_examples} have the "
+            f"same; give more of one shape (--data): {MIN_CALIBRATION} are needed."
         )
-    return lambda: (batch for batch in conversion.calibration_batches() if shapes(batch) == chosen)
+    conversion.notes.append(
+        f"Calibrated on {num_examples} of {conversion.num_calibration} examples, those of the most "
+        "frequent shape: TF-TRT takes one."
+    )
+    shapes = dict(zip(conversion.source.signature.input_names, chosen, strict=True))
+    return lambda: (
+        batch
+        for batch in conversion.calibration_batches()
+        if all(value.shape[1:] == shapes[name] for name, value in batch.items())
+    )
 
 
 def _suitability(dtype: str) -> suitability.Suitability:
@@ -379,7 +382,8 @@ def _plugin_reason(linked: libraries.Version) -> str:
     names = [f"libnvinfer_plugin.so.{libraries.spell(linked)}"]
     names += [f"libnvinfer_plugin.so.{linked[0]}"] if linked[0] >= 10 else []
     reasons = [libraries.why_not(name) for name in names]
-    return "" if "" in reasons else reasons[0]
+    # Others that it needs TensorFlow finds among its own packages, where this process does not.
+    return "" if any("libnvinfer" not in reason for reason in reasons) else reasons[0]
 
 
 def _library_missing() -> str | None:

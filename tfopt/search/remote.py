@@ -16,7 +16,7 @@ from tfopt.measure import gpu, latency
 from tfopt.search import results
 from tfopt.search.steps import ColdStart
 
-DEVICE_S = 2.0  # for the times of the GPU alone, about, within these numbers of runs
+DEVICE_S = 2.0  # for the times without copies, about, within these numbers of runs
 MIN_DEVICE_RUNS = 5
 MAX_DEVICE_RUNS = 50
 
@@ -89,8 +89,8 @@ class Timed:
 
     Attributes:
       timings: raw times from host arrays to host arrays, so that they contain every copy.
-      device_s: raw times of the GPU alone, in seconds; inputs lie there already and outputs stay.
-        Sessions are missing that run elsewhere, or whose runtime does not tell.
+      device_s: raw times without copies, in seconds: inputs lie on the GPU already, outputs stay
+        there. Sessions are missing that run elsewhere, or whose runtime does not tell.
       notes: sentences on what makes the times of a session doubtful.
       gpu_before: state of the GPU before the run, see `gpu.state`; None without one.
       gpu_after: and after it.
@@ -121,7 +121,7 @@ class Timed:
 
 
 def time_side_by_side(sessions: Mapping[str, RemoteSession], **options: Any) -> Timed:
-    """Times open sessions in turns, then asks each for the times of its GPU alone.
+    """Times open sessions in turns, then asks each for its times without copies.
 
     Args:
       sessions: by name; the first is what the others are compared with.
@@ -138,7 +138,7 @@ def time_side_by_side(sessions: Mapping[str, RemoteSession], **options: Any) -> 
             try:
                 found = session.device_seconds(max(MIN_DEVICE_RUNS, min(MAX_DEVICE_RUNS, count)))
             except (ConversionError, InputError) as error:
-                notes[name].append(f"The time of the GPU alone was not measured: {error}")
+                notes[name].append(f"The time without copies was not measured: {error}")
                 continue
             if found:
                 device_s[name] = found

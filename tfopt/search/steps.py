@@ -16,7 +16,13 @@ from pathlib import Path
 
 from tfopt import runtimes
 from tfopt.artifact import Artifact, measure_files
-from tfopt.dataset import Dataset, batch_shapes, calibration_batches, some_batches
+from tfopt.dataset import (
+    Dataset,
+    batch_shapes,
+    calibration_batches,
+    count_calibration_shapes,
+    some_batches,
+)
 from tfopt.errors import ConversionError, InputError
 from tfopt.examples import Examples
 from tfopt.graph import first_line
@@ -67,6 +73,7 @@ def convert(
         signature=signature,
         engine=engine or EngineOptions(),
         shapes=None if data is None else lambda: batch_shapes(data, signature, size),
+        count_shapes=(None if data is None else lambda: count_calibration_shapes(data, signature)),
     )
     try:
         runtime.convert(variant, conversion)

@@ -42,8 +42,10 @@ class Workers:
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        for worker in (self.baseline, self.converter):
-            worker.close(kill=error is not None)
+        try:
+            self.baseline.close(kill=error is not None)
+        finally:
+            self.converter.close(kill=error is not None)
 
     @property
     def startup_s(self) -> float:

@@ -28,7 +28,7 @@ _OPAQUE = frozenset(["Myelin"])
 _NARROW = ("int8", "float8", "float16", "bfloat16")
 NUM_NAMED = 3
 # Strings, which stay, and words that are no numbers of JSON.
-_NO_NUMBER = re.compile(r'("(?:[^"\\]|\\.)*")|-?\b(?:inf|nan)\b', re.DOTALL)
+_NO_NUMBER = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|-?\b(?:inf|nan)\b', re.DOTALL)
 
 
 def dtype_of(layer: Mapping[str, Any]) -> str:

@@ -42,7 +42,8 @@ _SAME_AS_EXPLICIT = "QuantizeAndDequantizeV4"
 SMALLER_WORKSPACES_BYTES = (4 << 30, 1 << 30, 256 << 20)  # tried when the GPU's memory ran out
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|insufficient memory|cudaMalloc", re.I)
-_HARMLESS = re.compile(r"Skipping tactic", re.I)  # kernels that need more scratch than there is
+# Kernels that need more scratch than there is, and TensorFlow's allocator when it tries its luck.
+_HARMLESS = re.compile(r"Skipping tactic|indicates that this is not a failure", re.I)
 _CALIBRATION_ERROR = re.compile(r"Calibration failed: (.*)")
 _REASON = re.compile(r"Engine creation for (\S+) failed.*?Reason: (.*)")
 _TENSORRT_ERROR = re.compile(r"(?:DefaultLogger|TRT.*?Error) (.*)")
@@ -121,9 +122,11 @@ def convert(
             shutil.rmtree(folder, ignore_errors=True)
     else:
         if failure is not None or not result.converted.num_engines:
+            reason = failure or _why_nothing(result, lines, options.min_segment_size)
             raise ConversionError(
                 "The GPU's memory ran out while engines were built, also with a workspace of "
-                f"{size or 0:,} bytes; free memory of the GPU, or convert for smaller batches."
+                f"{size or 0:,} bytes; free memory of the GPU, or convert for smaller batches "
+                f"({reason[:300]})"
             )
     if failure is not None:
         raise ConversionError(f"TF-TRT failed: {failure[:300]}")

@@ -1,0 +1,35 @@
+"""What is told of errors; the rest of `tfopt.graph` is tested with the runtimes."""
+
+import pytest
+
+from tfopt.graph import first_line
+
+
+def test_the_reason_and_not_where_nodes_were_defined():
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([2], tf.float32)])
+    def logarithm(x):
+        return tf.debugging.check_numerics(tf.math.log(x), "The logarithm is wrong")
+
+    with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+        logarithm(tf.constant([1.0, 0.0]))
+    assert str(raised.value).splitlines()[0] == "Graph execution error:"
+    assert first_line(raised.value).startswith("The logarithm is wrong : Tensor had")
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("\n  first\nsecond", "first"),
+        ("Graph execution error:\n\nDetected at node Mul defined at (most recent call last):\n"
+         '  File "a.py", line 3, in f\n    x * y\n\nNo kernel for Mul', "No kernel for Mul"),
+        ("in user code:\n\n    File \"a.py\", line 1, in f  *\n        g(x)\n\n    ValueError: no",
+         "ValueError: no"),
+        ("<stack traces unavailable>\nIt failed.", "It failed."),
+        ("Graph execution error:", "Graph execution error:"),
+        ("", "ValueError"),
+    ],
+)  # fmt: skip
+def test_lines_that_tell_nothing_are_passed_over(message, line):
+    assert first_line(ValueError(message)) == line
