@@ -51,5 +51,6 @@ def test_the_leader_comes_first_and_the_number_is_limited(values):
     assert bool(chosen) == bool(inside)
     if inside:
         assert chosen[0] == max(inside, key=lambda values: values["speedup"])["variant"]
-        assert min(inside, key=lambda values: values["median_ms"])["variant"] in chosen
+        quickest = min(values["median_ms"] for values in inside)
+        assert any(v["median_ms"] == quickest and v["variant"] in chosen for v in inside)
     assert set(chosen) <= {values["variant"] for values in inside}

@@ -14,9 +14,11 @@ import pytest
 
 import tfopt
 from tests import goldens
-from tfopt import isolation
+from tfopt import dataset, isolation
+from tfopt.artifact import Artifact
 from tfopt.compare.comparison import COLUMNS
 from tfopt.errors import ConversionError
+from tfopt.isolation import Worker
 from tfopt.measure import latency
 from tfopt.search.ledger import read_lines
 
@@ -91,6 +93,37 @@ def test_table_holds_every_variant_with_the_designed_columns(searched):
     assert (measured.speedup_low <= measured.speedup).all()
     assert (measured.speedup <= measured.speedup_high).all()
     assert set(measured.verdict) <= {"faster", "slower", "no_difference"}
+
+
+def test_cold_starts_are_those_of_new_processes(searched):
+    """The first in the baseline's process was one; the others there are started once more."""
+    records = read_lines(searched.output_dir / "ledger.jsonl")
+    places = {
+        (record["step"], record.get("variant")): place for place, record in enumerate(records)
+    }
+    last_tried = max(place for (step, _), place in places.items() if step == "measure")
+    at_once = places["cold_start", "float32@tensorflow"]
+    assert at_once == places["measure", "float32@tensorflow"] + 1
+    for name in ("float32(frozen=True)@tensorflow", "float32(xla=True)@tensorflow"):
+        assert places["cold_start", name] > last_tried
+    for name in ("float32@litert", "int8@litert"):
+        assert places["cold_start", name] < last_tried
+
+
+def test_only_the_first_session_of_a_process_starts_cold(searched, conv, tmp_path):
+    folders = [
+        searched.output_dir / "artifacts" / name for name in ("float32@litert", "int8@litert")
+    ]
+    signature = Artifact.open(folders[0]).signature
+    data = dataset.write(conv / "data.npz", signature, tmp_path)
+    with Worker(tmp_path / "log", keeps_state=True) as worker:
+        found = [
+            worker.call(
+                "tfopt.search.steps:open_session", folder, data, batch_size=1, num_threads=1
+            ).is_first
+            for folder in (*folders, folders[0])
+        ]
+    assert found == [True, False, True]
 
 
 def test_accuracy_is_what_numpy_counts(searched, conv):

@@ -217,7 +217,7 @@ class Search:
                     together = [run.baseline, variant]
                 with self.workers.opened(run, together) as sessions:
                     session = sessions[str(variant)]
-                    if not self.workers.shares_baseline(run, variant):
+                    if session.cold_start.is_first:
                         cold_start = session.cold_start
                     session.evaluate(
                         run.metric,
@@ -376,7 +376,7 @@ class Search:
         )  # fmt: skip
 
     def _cold_starts(self, run: Run) -> None:
-        """Starts those that were measured in the baseline's process once more, in a new one.
+        """Starts those that were not the first in their process once more, in a new one.
 
         This comes last and without the converter, so that few large processes live at a time.
         """

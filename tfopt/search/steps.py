@@ -165,12 +165,14 @@ class ColdStart:
       first_run_ms: the first inference, which compiles where the runtime compiles late.
       peak_memory_bytes: the most that the process held, Python and libraries included.
       gpu_memory_bytes: what the process held of the GPU afterwards; None when it held nothing.
+      is_first: whether the process had opened nothing before, without which this is no cold start.
     """
 
     load_ms: float
     first_run_ms: float
     peak_memory_bytes: int
     gpu_memory_bytes: int | None = None
+    is_first: bool = True
 
     @property
     def cold_start_ms(self) -> float:
@@ -253,6 +255,7 @@ class _Opened:
 
 
 _open: dict[str, _Opened] = {}
+_has_opened = False
 
 
 def open_session(folder: Path, data: Dataset, *, batch_size: int, num_threads: int) -> ColdStart:
@@ -260,9 +263,13 @@ def open_session(folder: Path, data: Dataset, *, batch_size: int, num_threads: i
 
     The cold start is what it says only for the first session of a process.
     """
+    global _has_opened
     name = str(folder)
     if name not in _open:
-        _open[name] = _Opened(folder, data, batch_size, num_threads)
+        is_first, _has_opened = not _has_opened, True
+        opened = _Opened(folder, data, batch_size, num_threads)
+        opened.cold_start = dataclasses.replace(opened.cold_start, is_first=is_first)
+        _open[name] = opened
     return _open[name].cold_start
 
 
