@@ -11,7 +11,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Files that take minutes, the longest first: begun last, they would run alone at the end.
 LONG_FILES = (
     "test_notebooks.py", "test_fine_tune.py", "test_distill.py", "test_optimize.py",
-    "test_students.py", "test_conformance.py", "test_commands.py", "test_reestimation.py",
+    "test_students.py", "test_conformance.py", "test_model_and_data.py", "test_reestimation.py",
     "test_profile.py", "test_watch.py",
 )  # fmt: skip
 

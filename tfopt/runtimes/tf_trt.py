@@ -320,7 +320,6 @@ def _of_one_shape(conversion: Conversion) -> Callable[[], Iterator[Arrays]]:
     Raises:
       ConversionError: when there are too few examples; before minutes of work.
     """
-
     conversion.calibration_batches(MIN_CALIBRATION)
     counts = Counter() if conversion.count_shapes is None else conversion.count_shapes()
     if len(counts) < 2:
