@@ -81,24 +81,30 @@ class Buffer:
 
     def copy_from(self, array: np.ndarray, stream: Stream) -> None:
         """Queues a copy of a contiguous host array into the buffer; keep the array until then."""
-        _use_first_gpu()  # the thread may be another
-        _call(
-            _driver().cuMemcpyHtoDAsync,
-            self._pointer, array.ctypes.data, array.nbytes, stream.handle,
-        )  # fmt: skip
+        copy_to_gpu(self._pointer, array, stream)
 
     def copy_to(self, array: np.ndarray, stream: Stream) -> None:
         """Queues a copy of the buffer into a contiguous host array."""
-        _use_first_gpu()
-        _call(
-            _driver().cuMemcpyDtoHAsync,
-            array.ctypes.data, self._pointer, array.nbytes, stream.handle,
-        )  # fmt: skip
+        copy_to_host(array, self._pointer, stream)
 
     def close(self) -> None:
         """Releases it."""
         _use_first_gpu()
         _call(_driver().cuMemFree, self._pointer)
+
+
+def copy_to_gpu(address: int, array: np.ndarray, stream: Stream) -> None:
+    """Queues a copy of a contiguous host array to an address of the GPU; keep it until then."""
+    _use_first_gpu()  # the thread may be another
+    _call(
+        _driver().cuMemcpyHtoDAsync, address, array.ctypes.data, array.nbytes, stream.handle
+    )  # fmt: skip
+
+
+def copy_to_host(array: np.ndarray, address: int, stream: Stream) -> None:
+    """Queues a copy of what lies at an address of the GPU into a contiguous host array."""
+    _use_first_gpu()
+    _call(_driver().cuMemcpyDtoHAsync, array.ctypes.data, address, array.nbytes, stream.handle)
 
 
 class Event:

@@ -9,13 +9,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tfopt import half_graph
+from tfopt import gpu_function, half_graph
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
+from tfopt.gpu_function import GpuFunction
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure import suitability
 from tfopt.runtimes.base import Arrays, Conversion, Layer, Runtime, Session, precision
 from tfopt.signature import Signature
+from tfopt.signature_call import SignatureCall
 from tfopt.variant import Value
 
 FOLDER = "saved_model"
@@ -33,7 +35,10 @@ NOTHING_TO_DO = frozenset(
 
 
 class TensorFlowSession(Session):
-    """A signature call: tensors made from the arrays, outputs read back."""
+    """A signature call: tensors made from the arrays, outputs read back.
+
+    On a GPU, where cuda-bindings is installed, `tfopt.gpu_function` makes the copies.
+    """
 
     def __init__(self, artifact: Artifact, num_threads: int | None):
         super().__init__(artifact)
@@ -42,13 +47,16 @@ class TensorFlowSession(Session):
         if num_threads is not None:
             _set_threads(num_threads)
         self._loaded = tf.saved_model.load(str(artifact.folder / FOLDER))
-        self._function = self._loaded.signatures[artifact.signature.key]
+        self._call = SignatureCall(self._loaded.signatures[artifact.signature.key])
         self._constant = tf.constant
+        self._on_gpu = GpuFunction(self._call) if gpu_function.missing() is None else None
 
     def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
         constant = self._constant
         try:
-            outputs = self._function(**{name: constant(value) for name, value in inputs.items()})
+            if self._on_gpu is not None:
+                return self._on_gpu(inputs)
+            outputs = self._call({name: constant(value) for name, value in inputs.items()})
         except Exception as error:
             self.check_inputs(inputs, error)
             raise
@@ -69,13 +77,15 @@ class TensorFlowSession(Session):
         for _ in range(NUM_WARM_UPS + num_runs):
             tf.test.experimental.sync_devices()
             begin = time.perf_counter()
-            self._function(**tensors)
+            self._call(tensors)
             tf.test.experimental.sync_devices()
             times.append(time.perf_counter() - begin)
         return times[NUM_WARM_UPS:]
 
     def close(self) -> None:  # noqa: D102
-        del self._function, self._loaded
+        if self._on_gpu is not None:
+            self._on_gpu.close()
+        del self._call, self._on_gpu, self._loaded
 
 
 class TensorFlow(Runtime):
@@ -88,6 +98,9 @@ class TensorFlow(Runtime):
 
     def missing(self) -> str | None:  # noqa: D102
         return None
+
+    def remarks(self) -> list[str]:  # noqa: D102
+        return gpu_function.remarks()
 
     def load(self, artifact: Artifact, num_threads: int | None) -> Session:  # noqa: D102
         return TensorFlowSession(artifact, num_threads)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfopt import gpu_function
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph
@@ -141,10 +142,11 @@ class TfTrt(Runtime):
     def remarks(self) -> list[str]:  # noqa: D102
         linked, loaded = _linked(), _loaded().version
         if loaded is None or loaded == linked:
-            return []
+            return gpu_function.remarks()
         return [
             f"TensorFlow was linked against TensorRT {libraries.spell(linked)} and runs with "
-            f"{libraries.spell(loaded)}, which takes its place."
+            f"{libraries.spell(loaded)}, which takes its place.",
+            *gpu_function.remarks(),
         ]
 
     def versions(self) -> dict[str, str]:  # noqa: D102

