@@ -265,3 +265,13 @@ class TestSession:
             for inputs in ({}, {"image": [[1.0]]}, {"image": None}):
                 with pytest.raises(InputError):
                     session.run(inputs)
+
+    @without_gpu
+    def test_times_without_copies(self, artifact, monkeypatch):
+        inputs = goldens.GOLDENS["two_inputs"].examples(2, 0)
+        with runtimes.load(artifact, None) as session:
+            assert session.device_seconds(inputs, 25) is None
+            monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+            times = session.device_seconds(inputs, 25)
+        assert len(times) == 3
+        assert min(times) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import shutil
 import time
@@ -21,7 +22,7 @@ from tfopt.signature_call import SignatureCall
 from tfopt.variant import Value
 
 FOLDER = "saved_model"
-NUM_WARM_UPS = 3
+NUM_QUEUED = 10  # runs between two waits for the GPU
 HALF_OPTIONS: dict[str, tuple[Value, ...]] = {
     "sensitive_ops": ("float32", "half"),
     "xla": (False, True),
@@ -63,9 +64,12 @@ class TensorFlowSession(Session):
         return {name: value.numpy() for name, value in outputs.items()}
 
     def device_seconds(self, inputs: Arrays, num_runs: int) -> list[float] | None:
-        """By the clock, with the start of each run and the wait for the GPU.
+        """By the clock: some runs are started one after another, then the GPU is waited for.
 
         TensorFlow does not let its stream be seen, which events would be put into.
+
+        Returns:
+          A mean for each so many runs.
         """
         import tensorflow as tf
 
@@ -74,13 +78,14 @@ class TensorFlowSession(Session):
         with tf.device("GPU:0"):
             tensors = {name: tf.identity(tf.constant(value)) for name, value in inputs.items()}
         times = []
-        for _ in range(NUM_WARM_UPS + num_runs):
+        for _ in range(1 + math.ceil(num_runs / NUM_QUEUED)):
             tf.test.experimental.sync_devices()
             begin = time.perf_counter()
-            self._call(tensors)
+            for _ in range(NUM_QUEUED):
+                self._call(tensors)
             tf.test.experimental.sync_devices()
-            times.append(time.perf_counter() - begin)
-        return times[NUM_WARM_UPS:]
+            times.append((time.perf_counter() - begin) / NUM_QUEUED)
+        return times[1:]
 
     def close(self) -> None:  # noqa: D102
         if self._on_gpu is not None:
