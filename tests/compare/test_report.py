@@ -77,6 +77,15 @@ class TestPage:
         ]  # fmt: skip
         assert "int8@litert (chosen), 8.00 (7.75–8.25) times as fast" in text
 
+    @pytest.mark.parametrize("factor", [1, 10])  # axes without and with logarithms
+    def test_plot_shows_whole_intervals(self, factor):
+        fastest = {**CHOSEN, "speedup": 2.0 * factor, "speedup_low": 1.6, "speedup_high": 40.0}
+        text = report.to_html(Comparison((MEASURED, {**OVER, **fastest})))
+        dots = re.findall(r'<a href="#row-.*?<circle class="dot" cx="([\d.]+)"', text, re.DOTALL)
+        bars = re.findall(r'<path class="bar" d="M([\d.]+) [\d.]+H([\d.]+)"', text)
+        first, last, left, right = map(float, (*dots, *bars[-1]))
+        assert 70 < first < left < last < right < 740  # the first is the baseline's 1
+
     def test_without_figures_there_is_no_plot(self):
         assert "<svg" not in report.to_html(Comparison((FAILED,)))
         assert "<svg" not in report.to_html(Comparison(()))
