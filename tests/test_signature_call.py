@@ -1,8 +1,11 @@
+import gc
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests import goldens
+from tfopt.measure import environment
 from tfopt.signature_call import SignatureCall
 
 
@@ -101,3 +104,21 @@ class TestSignatureCall:
         ):
             with pytest.raises(tf.errors.InvalidArgumentError, match="is provided"):
                 call(tensors(**changes))
+
+    def test_memory_is_given_back(self, tmp_path):
+        class Large(tf.Module):
+            @tf.function(input_signature=[tf.TensorSpec([1000, 8000], tf.float32, name="x")])
+            def __call__(self, x):
+                return {"x": x + tf.constant(np.arange(8e6, dtype="float32"), shape=x.shape)}
+
+        module, signatures = Large(), tmp_path / "large"
+        tf.saved_model.save(module, str(signatures), signatures=module.__call__)
+        held = []
+        for _ in range(6):
+            loaded = tf.saved_model.load(str(signatures))
+            call = SignatureCall(loaded.signatures["serving_default"])
+            call({"x": tf.zeros([1000, 8000])})
+            del loaded, call
+            gc.collect()
+            held.append(environment.resident_bytes())
+        assert held[-1] - held[1] < 32_000_000  # the size of the constant; four more came since

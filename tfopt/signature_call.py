@@ -10,6 +10,7 @@ Settings of `tf.config.optimizer` are not looked at.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 
@@ -27,19 +28,20 @@ class SignatureCall:
         import tensorflow as tf
 
         specs = signature.structured_input_signature[1]
-        self._input_names = tuple(specs)
-        self._output_names = tuple(signature.structured_outputs)
+        input_names, output_names = tuple(specs), tuple(signature.structured_outputs)
 
         @tf.function(autograph=False)
         def in_order(*tensors: Any) -> list[Any]:
-            outputs = signature(**dict(zip(self._input_names, tensors, strict=True)))
-            return [outputs[name] for name in self._output_names]
+            outputs = signature(**dict(zip(input_names, tensors, strict=True)))
+            return [outputs[name] for name in output_names]
 
+        self._input_names, self._output_names = input_names, output_names
         self._function = in_order.get_concrete_function(*specs.values())
         self._variables = list(self._function.captured_inputs)
         self._dtypes = [output.dtype for output in self._function.outputs]
         self._call = tf.raw_ops.StatefulPartitionedCall
         self.graph = self._function.graph
+        weakref.finalize(self, _forget_operations).atexit = False
 
     def __call__(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Calls it once.
@@ -56,3 +58,10 @@ class SignatureCall:
         args = [tensors[name] for name in self._input_names]
         outputs = self._call(args=args + self._variables, Tout=self._dtypes, f=self._function)
         return dict(zip(self._output_names, outputs, strict=True))
+
+
+def _forget_operations() -> None:
+    """TensorFlow keeps what it made of an operation, weights of its function included."""
+    from tensorflow.python.eager import context
+
+    context.context().clear_kernel_cache()
