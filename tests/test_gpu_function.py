@@ -11,7 +11,6 @@ from tfopt.errors import InputError
 from tfopt.gpu_function import GpuFunction, may_keep_inputs
 from tfopt.measure import environment
 from tfopt.search import steps
-from tfopt.signature_call import SignatureCall
 
 HAS_GPU = gpu_function.missing() is None
 with_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU, or its driver cannot be called")
@@ -82,15 +81,15 @@ class Echo(tf.Module):
 
 @pytest.fixture
 def load(tmp_path):
-    """Saves a module, loads it and returns the call of its signature."""
+    """Saves a module, loads it and returns its signature."""
 
     def save_and_load(module, spec):
         signature = module.__call__.get_concrete_function(spec)
         tf.saved_model.save(module, str(tmp_path), signatures=signature)
         loaded = tf.saved_model.load(str(tmp_path))
-        call = SignatureCall(loaded.signatures["serving_default"])
-        call.loaded = loaded  # its variables live as long
-        return call
+        signature = loaded.signatures["serving_default"]
+        signature.loaded = loaded  # its variables live as long
+        return signature
 
     return save_and_load
 
@@ -114,8 +113,8 @@ class TestGpuFunction:
         assert driver_of_the_host == ([array.nbytes] * 2 if is_copied else [])
 
     def test_shapes_and_values_that_change(self, driver_of_the_host, load):
-        call = load(Echo(), tf.TensorSpec([None, 2], tf.float32, name="x"))
-        function = GpuFunction(call, "CPU:0")
+        signature = load(Echo(), tf.TensorSpec([None, 2], tf.float32, name="x"))
+        function = GpuFunction(signature, "CPU:0")
         before = []
         for size in (3, 3, 1, 4, 3):
             array = np.random.default_rng(len(before)).normal(size=(size, 2)).astype("float32")
@@ -147,8 +146,8 @@ class TestGpuFunction:
         assert driver_of_the_host == [array.nbytes]
 
     def test_threads_take_turns(self, driver_of_the_host, load):
-        call = load(Echo(), tf.TensorSpec([1000], tf.float32, name="x"))
-        function = GpuFunction(call, "CPU:0")
+        signature = load(Echo(), tf.TensorSpec([1000], tf.float32, name="x"))
+        function = GpuFunction(signature, "CPU:0")
         wrong = []
 
         def run(number):
@@ -163,6 +162,14 @@ class TestGpuFunction:
         for thread in threads:
             thread.join()
         assert wrong == []
+
+    def test_times_without_copies(self, driver_of_the_host, load):
+        array = np.ones(100, "float32")
+        function = GpuFunction(load(Echo(), spec_of(array)), "CPU:0")
+        times = function.seconds_without_copies({"x": array}, 25)
+        assert len(times) == 3
+        assert min(times) > 0
+        assert driver_of_the_host == [array.nbytes]
 
     @with_gpu
     @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}{array.shape}")
@@ -265,13 +272,3 @@ class TestSession:
             for inputs in ({}, {"image": [[1.0]]}, {"image": None}):
                 with pytest.raises(InputError):
                     session.run(inputs)
-
-    @without_gpu
-    def test_times_without_copies(self, artifact, monkeypatch):
-        inputs = goldens.GOLDENS["two_inputs"].examples(2, 0)
-        with runtimes.load(artifact, None) as session:
-            assert session.device_seconds(inputs, 25) is None
-            monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-            times = session.device_seconds(inputs, 25)
-        assert len(times) == 3
-        assert min(times) > 0

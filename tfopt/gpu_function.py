@@ -1,4 +1,4 @@
-"""TensorFlow's functions on a GPU, called with host arrays that CUDA's driver copies.
+"""Signatures on a GPU, called with host arrays: what TensorFlow spends beside them is left out.
 
 `tf.constant` copies an array on the host, copies it again into memory that the GPU can read, and
 learns that it arrived from a thread that asks every few microseconds; `numpy()` of an output does
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tfopt.signature_call import SignatureCall
 # What TensorFlow can allocate on a GPU and DLPack can name; int32 it keeps on the host.
 DTYPES = frozenset(map(np.dtype, ("float16", "float32", "float64", "int8", "uint8", "int64")))
 _NAMES = frozenset(dtype.name for dtype in DTYPES)
+NUM_QUEUED = 10
 # Stateful to TensorFlow, though they keep nothing of what they are given.
 _READERS = frozenset(
     ["Case", "If", "PartitionedCall", "ReadVariableOp", "ResourceGather",
@@ -68,17 +70,17 @@ class GpuFunction:
     """A signature on TensorFlow's first GPU; one call at a time, others wait.
 
     Args:
-      call: takes and returns tensors.
+      signature: of a loaded SavedModel, which must stay alive.
       device: where its inputs are put.
     """
 
-    def __init__(self, call: SignatureCall, device: str = "GPU:0"):
+    def __init__(self, signature: Any, device: str = "GPU:0"):
         import tensorflow as tf
 
         self._tf = tf
-        self._call = call
+        self._call = SignatureCall(signature)
         self._device = device
-        self._is_reused = not may_keep_inputs(call.graph)
+        self._is_reused = not may_keep_inputs(self._call.graph)
         self._kept: dict[str, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
         self._stream = cuda.Stream()
@@ -88,6 +90,28 @@ class GpuFunction:
         with self._lock:
             tensors = {name: self._tensor(name, value) for name, value in arrays.items()}
             return self._arrays(self._call(tensors))
+
+    def seconds_without_copies(self, arrays: dict[str, np.ndarray], num_runs: int) -> list[float]:
+        """Times calls whose inputs lie on the GPU already and whose outputs stay there.
+
+        Args:
+          arrays: the inputs.
+          num_runs: how often at least.
+
+        Returns:
+          Seconds of a call, each the mean of `NUM_QUEUED` that are started one after another.
+        """
+        times = []
+        with self._lock:
+            tensors = {name: self._tensor(name, value) for name, value in arrays.items()}
+            for _ in range(1 + math.ceil(num_runs / NUM_QUEUED)):
+                self._tf.test.experimental.sync_devices()
+                begin = time.perf_counter()
+                for _ in range(NUM_QUEUED):
+                    self._call(tensors)
+                self._tf.test.experimental.sync_devices()
+                times.append((time.perf_counter() - begin) / NUM_QUEUED)
+        return times[1:]
 
     def close(self) -> None:
         """Releases what it holds of the GPU."""

@@ -1,11 +1,11 @@
 """Signatures of TensorFlow, called as TensorFlow calls one function within another.
 
 A signature's own call spends 0.15 ms in Python, half a millisecond with a hundred variables, and
-more than twice that on slow processors; for small models and for engines of TensorRT that is as
-long as the model itself. Here it is one operation
-(https://www.tensorflow.org/api_docs/python/tf/raw_ops/StatefulPartitionedCall), which takes a tenth
-of that. What it computes is the same: the function is optimized, placed and run by the same code.
-Settings of `tf.config.optimizer` are not looked at.
+more than twice that on slow processors, which is as long as an engine of TensorRT takes. Here it is
+one operation (https://www.tensorflow.org/api_docs/python/tf/raw_ops/StatefulPartitionedCall), which
+takes a tenth of that. The function is optimized, placed and run by the same code, with two
+differences: what `tf.config.optimizer` was told is not looked at, and operations that run on the
+processor do so one after another. So it is for functions whose work is on a GPU.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ runtime's own documentation shows:
     onnxruntime  session.run(None, arrays)
     openvino     request.infer(arrays) of a model compiled for this shape; it returns copies
 
-TensorFlow's session calls the signature as one operation, which takes less than that.
-
 The difference is that of the medians over all calls. Its 95 % interval is a bootstrap over pairs
 of blocks.
 

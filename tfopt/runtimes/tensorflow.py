@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import shutil
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +16,9 @@ from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure import suitability
 from tfopt.runtimes.base import Arrays, Conversion, Layer, Runtime, Session, precision
 from tfopt.signature import Signature
-from tfopt.signature_call import SignatureCall
 from tfopt.variant import Value
 
 FOLDER = "saved_model"
-NUM_QUEUED = 10  # runs between two waits for the GPU
 HALF_OPTIONS: dict[str, tuple[Value, ...]] = {
     "sensitive_ops": ("float32", "half"),
     "xla": (False, True),
@@ -38,7 +34,7 @@ NOTHING_TO_DO = frozenset(
 class TensorFlowSession(Session):
     """A signature call: tensors made from the arrays, outputs read back.
 
-    On a GPU, where cuda-bindings is installed, `tfopt.gpu_function` makes the copies.
+    On a GPU, where cuda-bindings is installed, `tfopt.gpu_function` does it with less overhead.
     """
 
     def __init__(self, artifact: Artifact, num_threads: int | None):
@@ -48,49 +44,35 @@ class TensorFlowSession(Session):
         if num_threads is not None:
             _set_threads(num_threads)
         self._loaded = tf.saved_model.load(str(artifact.folder / FOLDER))
-        self._call = SignatureCall(self._loaded.signatures[artifact.signature.key])
+        self._function = self._loaded.signatures[artifact.signature.key]
         self._constant = tf.constant
-        self._on_gpu = GpuFunction(self._call) if gpu_function.missing() is None else None
+        self._on_gpu = GpuFunction(self._function) if gpu_function.missing() is None else None
 
     def run(self, inputs: Arrays) -> Arrays:  # noqa: D102
         constant = self._constant
         try:
             if self._on_gpu is not None:
                 return self._on_gpu(inputs)
-            outputs = self._call({name: constant(value) for name, value in inputs.items()})
+            outputs = self._function(**{name: constant(value) for name, value in inputs.items()})
         except Exception as error:
             self.check_inputs(inputs, error)
             raise
         return {name: value.numpy() for name, value in outputs.items()}
 
     def device_seconds(self, inputs: Arrays, num_runs: int) -> list[float] | None:
-        """By the clock: some runs are started one after another, then the GPU is waited for.
-
-        TensorFlow does not let its stream be seen, which events would be put into.
+        """By the clock: TensorFlow does not let its stream be seen, for events to be put into.
 
         Returns:
-          A mean for each so many runs.
+          Means of some runs each, that are started one after another.
         """
-        import tensorflow as tf
-
-        if not tf.config.list_logical_devices("GPU"):
-            return None
-        with tf.device("GPU:0"):
-            tensors = {name: tf.identity(tf.constant(value)) for name, value in inputs.items()}
-        times = []
-        for _ in range(1 + math.ceil(num_runs / NUM_QUEUED)):
-            tf.test.experimental.sync_devices()
-            begin = time.perf_counter()
-            for _ in range(NUM_QUEUED):
-                self._call(tensors)
-            tf.test.experimental.sync_devices()
-            times.append((time.perf_counter() - begin) / NUM_QUEUED)
-        return times[1:]
+        return (
+            None if self._on_gpu is None else self._on_gpu.seconds_without_copies(inputs, num_runs)
+        )
 
     def close(self) -> None:  # noqa: D102
         if self._on_gpu is not None:
             self._on_gpu.close()
-        del self._call, self._on_gpu, self._loaded
+        del self._function, self._on_gpu, self._loaded
 
 
 class TensorFlow(Runtime):
