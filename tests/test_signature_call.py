@@ -102,7 +102,7 @@ class TestSignatureCall:
             {"count": np.ones(2, "int64")},
             {"z": np.ones([2, 2], "int32")},
         ):
-            with pytest.raises(tf.errors.InvalidArgumentError, match="is provided"):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="was expected to be"):
                 call(tensors(**changes))
 
     def test_memory_is_given_back(self, tmp_path):
