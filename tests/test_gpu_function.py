@@ -21,6 +21,7 @@ ARRAYS = [
     np.arange(6, dtype="float64").reshape(2, 3).astype("float16"),
     np.array([[-(2**40), 2**40]], "int64"),
     np.arange(256, dtype="uint8"),
+    np.arange(-128, 128, dtype="int8"),
     np.array(2.5, "float64"),
     np.arange(4, dtype="int32"),  # stays on the host
     np.zeros((0, 3), "float32"),
@@ -58,6 +59,7 @@ def driver_of_the_host(monkeypatch):
         sizes.append(array.nbytes)
 
     monkeypatch.setattr(cuda, "Stream", HostStream)
+    monkeypatch.setattr(cuda, "synchronize", lambda: None)
     monkeypatch.setattr(cuda, "copy_to_gpu", copy_to_gpu)
     monkeypatch.setattr(cuda, "copy_to_host", copy_to_host)
     return sizes
@@ -193,6 +195,17 @@ class TestRemarks:
         monkeypatch.setattr(environment, "gpus", tuple)
         monkeypatch.setattr(cuda, "missing", lambda: "cuda-bindings is not installed; pip …")
         assert runtimes.get("tensorflow").remarks() == []
+
+
+class TestMissing:
+    def test_gpu_that_is_not_the_first(self, monkeypatch):
+        monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["first", "second"])
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["second"])
+        monkeypatch.setattr(cuda, "missing", lambda: None)
+        assert "another GPU" in gpu_function.missing()
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["first", "second"])
+        assert gpu_function.missing() is None
 
 
 class TestMayKeepInputs:

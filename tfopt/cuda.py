@@ -107,6 +107,12 @@ def copy_to_host(array: np.ndarray, address: int, stream: Stream) -> None:
     _call(_driver().cuMemcpyDtoHAsync, array.ctypes.data, address, array.nbytes, stream.handle)
 
 
+def synchronize() -> None:
+    """Returns when the first visible GPU has done all work of this process."""
+    _use_first_gpu()
+    _call(_driver().cuCtxSynchronize)
+
+
 class Event:
     """A point in the work of a stream, with the time at which the GPU came to it."""
 

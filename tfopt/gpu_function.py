@@ -1,4 +1,4 @@
-"""Signatures on a GPU, called with host arrays: what TensorFlow spends beside them is left out.
+"""Runs signatures on a GPU with host arrays, which CUDA's driver copies.
 
 `tf.constant` copies an array on the host, copies it again into memory that the GPU can read, and
 learns that it arrived from a thread that asks every few microseconds; `numpy()` of an output does
@@ -26,11 +26,11 @@ from tfopt.signature_call import SignatureCall
 # What TensorFlow can allocate on a GPU and DLPack can name; int32 it keeps on the host.
 DTYPES = frozenset(map(np.dtype, ("float16", "float32", "float64", "int8", "uint8", "int64")))
 _NAMES = frozenset(dtype.name for dtype in DTYPES)
-NUM_QUEUED = 10
+_NUM_QUEUED = 10
 # Stateful to TensorFlow, though they keep nothing of what they are given.
-_READERS = frozenset(
-    ["Case", "If", "PartitionedCall", "ReadVariableOp", "ResourceGather",
-     "StatefulPartitionedCall", "TRTEngineOp", "VarHandleOp", "While"]
+_KEEP_NOTHING = frozenset(
+    ["Case", "If", "ReadVariableOp", "ResourceGather", "StatefulPartitionedCall", "TRTEngineOp",
+     "VarHandleOp", "While"]
 )  # fmt: skip
 
 
@@ -40,6 +40,9 @@ def missing() -> str | None:
 
     if not tf.config.list_logical_devices("GPU"):
         return "TensorFlow sees no GPU."
+    config = tf.config
+    if config.get_visible_devices("GPU")[:1] != config.list_physical_devices("GPU")[:1]:
+        return "TensorFlow was told to use another GPU than CUDA's first."
     return cuda.missing()
 
 
@@ -49,7 +52,7 @@ def remarks() -> list[str]:
         return []
     return [
         "Inputs and outputs are copied by TensorFlow itself, which takes longer than by CUDA's "
-        f"driver: {reason}"
+        f"driver, and times without copies are not taken: {reason}"
     ]
 
 
@@ -63,7 +66,7 @@ def may_keep_inputs(graph: Any) -> bool:
     ops = {node.op for node in proto.node}
     ops |= {node.op for called in proto.library.function for node in called.node_def}
     ops -= {called.signature.name for called in proto.library.function}
-    return any(_is_stateful(op) for op in ops - _READERS)
+    return any(_is_stateful(op) for op in ops - _KEEP_NOTHING)
 
 
 class GpuFunction:
@@ -80,7 +83,7 @@ class GpuFunction:
         self._tf = tf
         self._call = SignatureCall(signature)
         self._device = device
-        self._is_reused = not may_keep_inputs(self._call.graph)
+        self._is_reused = not may_keep_inputs(signature.graph)
         self._kept: dict[str, tuple[Any, Any]] = {}
         self._lock = threading.Lock()
         self._stream = cuda.Stream()
@@ -88,8 +91,7 @@ class GpuFunction:
     def __call__(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Copies arrays to the GPU, calls the signature and copies its outputs back."""
         with self._lock:
-            tensors = {name: self._tensor(name, value) for name, value in arrays.items()}
-            return self._arrays(self._call(tensors))
+            return self._arrays(self._call(self._tensors(arrays)))
 
     def seconds_without_copies(self, arrays: dict[str, np.ndarray], num_runs: int) -> list[float]:
         """Times calls whose inputs lie on the GPU already and whose outputs stay there.
@@ -99,24 +101,32 @@ class GpuFunction:
           num_runs: how often at least.
 
         Returns:
-          Seconds of a call, each the mean of `NUM_QUEUED` that are started one after another.
+          Seconds of a call, each the mean of ten that are started one after another.
         """
         times = []
         with self._lock:
-            tensors = {name: self._tensor(name, value) for name, value in arrays.items()}
-            for _ in range(1 + math.ceil(num_runs / NUM_QUEUED)):
+            tensors = self._tensors(arrays)
+            for _ in range(1 + math.ceil(num_runs / _NUM_QUEUED)):
                 self._tf.test.experimental.sync_devices()
                 begin = time.perf_counter()
-                for _ in range(NUM_QUEUED):
+                for _ in range(_NUM_QUEUED):
                     self._call(tensors)
                 self._tf.test.experimental.sync_devices()
-                times.append((time.perf_counter() - begin) / NUM_QUEUED)
+                times.append((time.perf_counter() - begin) / _NUM_QUEUED)
         return times[1:]
 
     def close(self) -> None:
         """Releases what it holds of the GPU."""
-        self._kept.clear()
-        self._stream.close()
+        with self._lock:
+            self._kept.clear()
+            self._stream.close()
+
+    def _tensors(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Tensors for the next call only; arrays under other names make none."""
+        return {
+            name: self._tensor(name, arrays[name]) if name in self._call.input_names else None
+            for name in arrays
+        }
 
     def _tensor(self, name: str, value: np.ndarray) -> Any:
         """A tensor with the numbers of an array, for the next call only."""
@@ -126,6 +136,8 @@ class GpuFunction:
         key = (value.shape, value.dtype)
         kept_key, tensor = self._kept.get(name, (None, None))
         if kept_key != key:
+            self._kept.pop(name, None)
+            tensor = None  # its memory is free for the next one
             with self._tf.device(self._device):
                 tensor = self._tf.raw_ops.Empty(shape=value.shape, dtype=value.dtype)
             if self._is_reused:
@@ -138,9 +150,10 @@ class GpuFunction:
 
     def _arrays(self, tensors: dict[str, Any]) -> dict[str, np.ndarray]:
         """The numbers of tensors, wherever those lie."""
+        cuda.synchronize()  # Python's lock is free meanwhile, as it is not in `to_dlpack`
         found, held = {}, []
         for name, tensor in tensors.items():
-            if not self._is_read(tensor):
+            if not self._is_copied_by_driver(tensor):
                 found[name] = tensor.numpy()
                 continue
             held.append(address := _Address(tensor))
@@ -149,7 +162,7 @@ class GpuFunction:
         self._stream.synchronize()
         return found
 
-    def _is_read(self, tensor: Any) -> bool:
+    def _is_copied_by_driver(self, tensor: Any) -> bool:
         return (
             tensor.dtype.name in _NAMES
             and math.prod(tensor.shape) > 0

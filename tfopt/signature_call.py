@@ -17,26 +17,21 @@ class SignatureCall:
       signature: of a loaded SavedModel, which must stay alive.
 
     Attributes:
-      graph: of the function that is called, with all functions that it calls.
+      input_names: in the order of the function.
     """
 
     def __init__(self, signature: Any):
         import tensorflow as tf
         from tensorflow.python.eager import context
 
-        specs = signature.structured_input_signature[1]
-        input_names, output_names = tuple(specs), tuple(signature.structured_outputs)
-
-        @tf.function(autograph=False)
-        def in_order(*tensors: Any) -> list[Any]:
-            outputs = signature(**dict(zip(input_names, tensors, strict=True)))
-            return [outputs[name] for name in output_names]
-
-        self._input_names, self._output_names = input_names, output_names
-        self._function = in_order.get_concrete_function(*specs.values())
-        self._variables = list(self._function.captured_inputs)
+        self.input_names = tuple(signature._arg_keywords)
+        num_outputs = len(signature.outputs)
+        places = tf.nest.pack_sequence_as(signature.structured_outputs, range(num_outputs))
+        self._places: dict[str, int] = places
+        self._num_outputs = num_outputs
+        self._variables = list(signature.captured_inputs)
+        self._signature, self._name = signature, signature.name
         self._call = context.context().call_function
-        self.graph = self._function.graph
 
     def __call__(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Calls it once.
@@ -48,8 +43,8 @@ class SignatureCall:
           KeyError: when an input is missing, or there are others.
           tf.errors.OpError: when TensorFlow cannot compute it.
         """
-        if len(tensors) != len(self._input_names):
-            raise KeyError(f"{sorted(tensors)}; expected {sorted(self._input_names)}")
-        args = [tensors[name] for name in self._input_names]
-        outputs = self._call(self._function.name, args + self._variables, len(self._output_names))
-        return dict(zip(self._output_names, outputs, strict=True))
+        if len(tensors) != len(self.input_names):
+            raise KeyError(f"{sorted(tensors)}; expected {sorted(self.input_names)}")
+        args = [tensors[name] for name in self.input_names]
+        outputs = self._call(self._name, args + self._variables, self._num_outputs)
+        return {name: outputs[place] for name, place in self._places.items()}
