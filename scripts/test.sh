@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all checks and tests: scripts/test.sh [--tf2.17] [arguments of pytest]
-# With --tf2.17: golden models, TensorRT, training and distillation only, with TensorFlow 2.17. $PYTHON names the interpreter to use.
+# With --tf2.17: golden models, GPUs, TensorRT, training and distillation only, with TensorFlow 2.17. $PYTHON names the interpreter to use.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
@@ -15,7 +15,8 @@ if [[ ${1:-} == --tf2.17 ]]; then
   install .venv-tf2.17 "3.11 3.12" constraints-tf2.17.txt \
     --editable=. hypothesis pytest pytest-xdist scikit-learn tf_keras
   export TFOPT_TEST_WITHOUT=openvino
-  .venv-tf2.17/bin/python -m pytest -q "${parallel[@]}" tests/test_goldens.py tests/runtimes tests/trt tests/onnx tests/train tests/distillation "$@"
+  .venv-tf2.17/bin/python -m pytest -q "${parallel[@]}" tests/test_goldens.py tests/test_gpu_function.py \
+    tests/test_signature_call.py tests/runtimes tests/trt tests/onnx tests/train tests/distillation "$@"
   exit
 fi
 
