@@ -142,9 +142,8 @@ class TestGpuFunction:
 
     def test_what_is_elsewhere_is_read_by_tensorflow(self, driver_of_the_host, load):
         array = np.arange(4, dtype="float32")
-        check(
-            GpuFunction(load(Echo(), spec_of(array)), "GPU:7"), array
-        )  # outputs are on the processor
+        function = GpuFunction(load(Echo(), spec_of(array)), "GPU:7")
+        check(function, array)  # its outputs are on the processor
         assert driver_of_the_host == [array.nbytes]
 
     def test_threads_take_turns(self, driver_of_the_host, load):
@@ -285,3 +284,5 @@ class TestSession:
             for inputs in ({}, {"image": [[1.0]]}, {"image": None}):
                 with pytest.raises(InputError):
                     session.run(inputs)
+                with pytest.raises(InputError):
+                    session.device_seconds(inputs, 1)

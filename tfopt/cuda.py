@@ -96,9 +96,7 @@ class Buffer:
 def copy_to_gpu(address: int, array: np.ndarray, stream: Stream) -> None:
     """Queues a copy of a contiguous host array to an address of the GPU; keep it until then."""
     _use_first_gpu()  # the thread may be another
-    _call(
-        _driver().cuMemcpyHtoDAsync, address, array.ctypes.data, array.nbytes, stream.handle
-    )  # fmt: skip
+    _call(_driver().cuMemcpyHtoDAsync, address, array.ctypes.data, array.nbytes, stream.handle)
 
 
 def copy_to_host(array: np.ndarray, address: int, stream: Stream) -> None:

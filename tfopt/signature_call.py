@@ -25,10 +25,10 @@ class SignatureCall:
         from tensorflow.python.eager import context
 
         self.input_names = tuple(signature._arg_keywords)
-        num_outputs = len(signature.outputs)
-        places = tf.nest.pack_sequence_as(signature.structured_outputs, range(num_outputs))
-        self._places: dict[str, int] = places
-        self._num_outputs = num_outputs
+        self._num_outputs = len(signature.outputs)
+        self._places: dict[str, int] = tf.nest.pack_sequence_as(
+            signature.structured_outputs, range(self._num_outputs)
+        )
         self._variables = list(signature.captured_inputs)
         self._signature, self._name = signature, signature.name
         self._call = context.context().call_function

@@ -37,7 +37,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str | None:
     ]
     if not points:
         return None
-    ends = [end for _, row in points for end in (row["speedup"], *_interval(row))]
+    ends = [end for _, row in points for end in (row["speedup"], *_ends(row))]
     x, x_ticks = _scale(ends, LEFT, WIDTH - RIGHT, True)
     y, y_ticks = _scale([row[quality] for _, row in points], HEIGHT - BOTTOM, TOP, False)
     runtimes = sorted({_runtime(row) for _, row in points})
@@ -57,7 +57,7 @@ def _runtime(row: Mapping[str, Any]) -> str:
     return row["variant"].rpartition("@")[2]
 
 
-def _interval(row: Mapping[str, Any]) -> tuple[float, ...]:
+def _ends(row: Mapping[str, Any]) -> tuple[float, ...]:
     """Both ends of the speed-up's interval, or nothing."""
     low, high = plain(row.get("speedup_low")), plain(row.get("speedup_high"))
     return (low, high) if low and high else ()
@@ -156,7 +156,7 @@ def _point(
     if row["status"] == "over_budget":
         lines.append("over the budget")
     bar = ""
-    if ends := [x(value) for value in _interval(row)]:
+    if ends := [x(value) for value in _ends(row)]:
         bar = f'<path class="bar" d="M{ends[0]:.1f} {place_y:.1f}H{ends[1]:.1f}"/>'
     height = TIP_LINE * len(lines) + 8
     left = min(max(place_x + 10, LEFT), WIDTH - TIP_WIDTH)

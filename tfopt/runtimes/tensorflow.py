@@ -65,9 +65,13 @@ class TensorFlowSession(Session):
         Returns:
           Means of some runs each, that are started one after another.
         """
-        return (
-            None if self._on_gpu is None else self._on_gpu.seconds_without_copies(inputs, num_runs)
-        )
+        if self._on_gpu is None:
+            return None
+        try:
+            return self._on_gpu.seconds_without_copies(inputs, num_runs)
+        except Exception as error:
+            self.check_inputs(inputs, error)
+            raise
 
     def close(self) -> None:  # noqa: D102
         if self._on_gpu is not None:
