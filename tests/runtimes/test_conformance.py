@@ -39,7 +39,10 @@ TOLERANCE = {
 
 
 def _tolerance(variant: Variant) -> float:
-    is_tf32 = variant.precision == "float32" and runtimes.get(variant.runtime).has_engines
+    computes_on_gpu = runtimes.get(variant.runtime).has_engines or (
+        variant.runtime in ("tensorflow", "onnxruntime") and environment.gpus()
+    )
+    is_tf32 = variant.precision == "float32" and computes_on_gpu
     return TOLERANCE["float16" if is_tf32 else variant.precision]  # both have ten bits
 
 

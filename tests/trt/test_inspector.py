@@ -51,6 +51,51 @@ def test_a_layer_without_inputs_goes_by_its_outputs():
     assert inspector.dtype_of({"Name": "a"}) == ""
 
 
+class TestFreeShapes:
+    """TensorRT 8.6 tells no types of tensors then, whatever context the inspector has."""
+
+    NO_TYPE = "N/A due to dynamic shapes"
+
+    def convolution(self, weights):
+        found = layer("CaskConvolution", self.NO_TYPE, outputs=(self.NO_TYPE,))
+        return found | {"Weights": {"Type": weights, "Count": 9408}}
+
+    @pytest.mark.parametrize(
+        ("weights", "dtype"),
+        [("Int8", "int8"), ("Half", "float16"), ("Float", "float32"), ("new", "")],
+    )
+    def test_weights_tell(self, weights, dtype):
+        assert inspector.dtype_of(self.convolution(weights)) == dtype
+
+    def test_tensors_come_first(self):
+        """A product of float32 values with weights that are stored as int8 is one of float32."""
+        found = layer("gemm", "Float") | {"Weights": {"Type": "Int8", "Count": 4}}
+        assert inspector.dtype_of(found) == "float32"
+
+    @pytest.mark.parametrize("weights", [[], None, {}, {"Type": None}])
+    def test_what_is_no_type_tells_nothing(self, weights):
+        found = layer("gemm", self.NO_TYPE, outputs=()) | {"Weights": weights}
+        assert inspector.dtype_of(found) == ""
+
+    def test_what_is_not_told_is_not_said_to_be_something_else(self):
+        untold = layer("PointWise", self.NO_TYPE, outputs=())
+        assert inspector.report([self.convolution("Half"), untold, untold], "float16") == [
+            "The engine has 3 layers that compute: 2 in an untold type, 1 in float16."
+        ]
+        counts, others = inspector.report([self.convolution("Float"), untold], "float16")
+        assert counts.endswith("1 in float32, 1 in an untold type.")
+        assert others == "Not in float16 are a."
+
+
+def test_long_names_are_cut_in_the_middle():
+    """Those of layers that hold many nodes put theirs together."""
+    name = " + ".join(f"network/block_{index}/conv/BiasAdd" for index in range(30))
+    _, others = inspector.report([layer("gemm", "Float", name=name)], "int8")
+    assert others.startswith("Not in int8 are network/block_0/")
+    assert others.endswith("/block_29/conv/BiasAdd.")
+    assert len(others) < 100
+
+
 def test_layers_have_names_and_kinds_and_times():
     first, second, _ = inspector.layers(read("8_resnet_float16"), {"Conv_0 + Relu_1": 0.25})
     assert (first.name, first.op, first.time_ms) == (

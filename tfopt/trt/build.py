@@ -254,7 +254,8 @@ def _inspect(
                 "the model's inputs and outputs."
             )
     inspector = engine.create_engine_inspector()
-    # Where shapes are free, the types of tensors are told for a context with shapes only.
+    # Where shapes are free, the types of tensors are told for a context with shapes only; by
+    # TensorRT 8.6 not even then.
     if (context := engine.create_execution_context()) is not None:
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)

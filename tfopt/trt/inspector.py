@@ -27,6 +27,7 @@ _HELPERS = frozenset(
 _OPAQUE = frozenset(["Myelin"])
 _NARROW = ("int8", "float8", "float16", "bfloat16")
 NUM_NAMED = 3
+MAX_NAME = 80  # characters of a layer's name in a sentence
 # Strings, which stay, and words that are no numbers of JSON.
 _NO_NUMBER = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|-?\b(?:inf|nan)\b', re.DOTALL)
 
@@ -34,11 +35,13 @@ _NO_NUMBER = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|-?\b(?:inf|nan)\b', re.DOTA
 def dtype_of(layer: Mapping[str, Any]) -> str:
     """What a layer computes in: the narrowest type of its inputs; of its outputs without inputs.
 
-    An int8 convolution takes int8 and may give float32. Empty where the inspector does not say, as
-    of several operations in one, which may compute in other types than they hand on.
+    An int8 convolution takes int8 and may give float32. Where shapes are free TensorRT may tell no
+    types of tensors ("N/A due to dynamic shapes", as 8.6); then that of the weights is taken.
+    Empty where the inspector does not say, as of several operations in one, which may compute in
+    other types than they hand on.
     """
-    ends = _dtype_of_ends(layer)
-    return "" if layer.get("LayerType") in _OPAQUE and ends not in _NARROW else ends
+    found = _dtype_of_ends(layer) or _dtype_of_weights(layer)
+    return "" if layer.get("LayerType") in _OPAQUE and found not in _NARROW else found
 
 
 def _dtype_of_ends(layer: Mapping[str, Any]) -> str:
@@ -54,6 +57,12 @@ def _dtype_of_ends(layer: Mapping[str, Any]) -> str:
         if found:
             return found[0]
     return ""
+
+
+def _dtype_of_weights(layer: Mapping[str, Any]) -> str:
+    weights = layer.get("Weights")
+    match = _DTYPE.search(str(weights.get("Type"))) if isinstance(weights, Mapping) else None
+    return _BY_LOWER[match[1].lower()] if match else ""
 
 
 def _format(tensor: Any) -> str:
@@ -107,11 +116,20 @@ def report(found: Sequence[Mapping[str, Any]], precision: str) -> list[str]:
     counts = Counter(layer.dtype or "an untold type" for layer in working)
     parts = ", ".join(f"{count} in {dtype}" for dtype, count in counts.most_common())
     sentences = [f"The engine has {len(working)} layers that compute: {parts}."]
-    if precision in ("float16", "int8") and counts[precision] < len(working):
-        others = [layer.name for layer in working if layer.dtype != precision]
+    others = [layer.name for layer in working if layer.dtype not in (precision, "")]
+    if precision in ("float16", "int8") and others:
+        named = ", ".join(map(_shortened, others[:NUM_NAMED]))
         more = f" and {len(others) - NUM_NAMED} more" if len(others) > NUM_NAMED else ""
-        sentences.append(f"Not in {precision} are {', '.join(others[:NUM_NAMED])}{more}.")
+        sentences.append(f"Not in {precision} are {named}{more}.")
     return sentences
+
+
+def _shortened(name: str) -> str:
+    """A name for a sentence; that of a layer of many nodes holds all of theirs."""
+    if len(name) <= MAX_NAME:
+        return name
+    half = MAX_NAME // 2 - 1
+    return f"{name[:half]}…{name[-half:]}"
 
 
 def is_silently_float32(found: Sequence[Mapping[str, Any]], precision: str) -> bool:
