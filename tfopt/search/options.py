@@ -9,7 +9,7 @@ from tfopt import runtimes
 from tfopt.errors import InputError
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.isolation import Limits
-from tfopt.measure import accuracy, latency
+from tfopt.measure import latency, metrics
 from tfopt.search import students
 
 
@@ -70,4 +70,4 @@ class Options:
             runtimes.expand(self.variants)
         students.names(self.distill)
         if self.metric is not None:
-            accuracy.find_metric(self.metric)
+            metrics.find_metric(self.metric)

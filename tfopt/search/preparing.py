@@ -13,7 +13,7 @@ from tfopt import source as sources
 from tfopt.dataset import Dataset
 from tfopt.errors import ConversionError, InputError
 from tfopt.isolation import Worker
-from tfopt.measure import accuracy, environment
+from tfopt.measure import environment, metrics
 from tfopt.progress import Progress
 from tfopt.search.budget import Budget
 from tfopt.search.candidates import plan
@@ -148,4 +148,4 @@ def _choose_metric(source: Source, dataset: Dataset, output_name: str) -> str:
     """The metric that fits the labels."""
     spec = next(spec for spec in source.signature.outputs if spec.name == output_name)
     _, labels, _ = next(dataset.evaluation.batches(source.signature, 64))
-    return accuracy.choose_metric(spec.shape, labels)
+    return metrics.choose_metric(spec.shape, labels)

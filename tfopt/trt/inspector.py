@@ -46,11 +46,7 @@ def dtype_of(layer: Mapping[str, Any]) -> str:
 
 def _dtype_of_ends(layer: Mapping[str, Any]) -> str:
     for side in ("Inputs", "Outputs"):
-        found = [
-            _BY_LOWER[match[1].lower()]
-            for tensor in layer.get(side) or ()
-            if (match := _DTYPE.search(_format(tensor)))
-        ]
+        found = list(filter(None, (_named(_format(tensor)) for tensor in layer.get(side) or ())))
         for dtype in (*_NARROW, "float32"):
             if dtype in found:
                 return dtype
@@ -61,7 +57,12 @@ def _dtype_of_ends(layer: Mapping[str, Any]) -> str:
 
 def _dtype_of_weights(layer: Mapping[str, Any]) -> str:
     weights = layer.get("Weights")
-    match = _DTYPE.search(str(weights.get("Type"))) if isinstance(weights, Mapping) else None
+    return _named(str(weights.get("Type"))) if isinstance(weights, Mapping) else ""
+
+
+def _named(text: str) -> str:
+    """The type that a text of TensorRT names; empty where it names none."""
+    match = _DTYPE.search(text)
     return _BY_LOWER[match[1].lower()] if match else ""
 
 
