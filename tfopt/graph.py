@@ -221,8 +221,12 @@ class FrozenGraph:
         )
         module = tf.Module()
         module.serve = traced
+        # A frozen graph has lost what the custom gradients of swish and others capture.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         with only_errors("absl", "tensorflow"):
-            tf.saved_model.save(module, str(folder), signatures={SIGNATURE_KEY: traced})
+            tf.saved_model.save(
+                module, str(folder), signatures={SIGNATURE_KEY: traced}, options=options
+            )
 
 
 def missing_signature(folder: str | Path, key: str, found: Sequence[str]) -> InputError:
