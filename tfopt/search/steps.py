@@ -23,9 +23,8 @@ from tfopt.dataset import (
     count_calibration_shapes,
     some_batches,
 )
-from tfopt.errors import ConversionError, InputError
+from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.examples import Examples
-from tfopt.graph import first_line
 from tfopt.measure import accuracy, diagnosis, environment, gpu, latency, throughput
 from tfopt.runtimes.base import Conversion, Runtime, Session
 from tfopt.source import Source
