@@ -58,7 +58,7 @@ def find_regressions(
         is_measured = plain(old[key].get("median_ms")) is not None
         values = dict(zip(KEY, key, strict=True))
         if is_measured and row["status"] in ("failed", "wrong"):
-            reason = f"It worked before and is {row['status']} now: {row.get('reason')}"
+            reason = f"It was measured before and is {row['status']} now: {row.get('reason')}"
             rows.append({**values, "verdict": "regression", "reason": reason})
         elif is_measured and plain(row.get("median_ms")) is not None:
             rows.append({**values, **_compare(old[key], row, slower, absolute)})
