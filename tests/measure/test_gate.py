@@ -128,6 +128,15 @@ def test_a_decision_that_falls_the_other_way_is_no_fault(tmp_path):
     assert gate.what_is_wrong(found, gate.LIMITS_DB["float32"])
 
 
+def test_probabilities_that_hardly_vary_are_rounded_to_steps(tmp_path):
+    """As those of an untrained classifier: int8 has steps of 1/256."""
+    scores = softmax(0.01 * LOGITS)
+    found = compare(tmp_path, {"o": scores}, {"o": np.round(scores * 256) / 256}).fidelity()
+    assert found["o"].sqnr_db < 20
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["int8"]) is None
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["float32"])
+
+
 def test_a_second_output_counts_whatever_its_name(tmp_path):
     reference = {"a": HEADS, "z": LOGITS}
     found = compare(tmp_path, reference, {"a": HEADS, "z": -7 * LOGITS}).fidelity()

@@ -67,6 +67,7 @@ class Fidelity:
       lost_number: a number that often stands in the reference and is seldom found again; else NaN.
       found_again: how often it is, in 0…1.
       agreement: share of equal decisions; NaN where the output makes none.
+      is_probability: whether it holds probabilities, of classes or each of its own.
       is_detected: whether it is a detector's and so compared as part of `DETECTIONS`.
     """
 
@@ -88,6 +89,7 @@ class Fidelity:
     lost_number: float = math.nan
     found_again: float = math.nan
     agreement: float = math.nan
+    is_probability: bool = False
     is_detected: bool = False
 
 
@@ -419,7 +421,13 @@ class _Compared:
             differing=differing,
             lost_number=number,
             found_again=found_again,
+            is_probability=self._holds_probabilities,
         )
+
+    @property
+    def _holds_probabilities(self) -> bool:
+        kinds = (Kind.CLASS_SCORES, Kind.PROBABILITIES)
+        return self._output.kind in kinds and self._is_probability
 
     def _worst_channel(self) -> tuple[int, float]:
         """The channel with the least signal to noise among those that carry information."""
@@ -430,7 +438,7 @@ class _Compared:
         deviation = np.sqrt(signal / max(1, self._channels.count))
         size = np.abs(self._channels.mean())
         counts = deviation > np.maximum(1e-4 * size, 1e-30)
-        if self._output.kind in (Kind.CLASS_SCORES, Kind.PROBABILITIES) and self._is_probability:
+        if self._holds_probabilities:
             counts &= deviation >= SCORE_FLOOR
         elif len(deviation) > MAX_NAMED_CHANNELS:
             counts &= deviation >= 0.5 * np.median(deviation)

@@ -23,6 +23,7 @@ at 90 dB and more in float32, 45 to 60 in float16, 30 to 45 in bfloat16 and 15 t
 TF32_DB = 40.0  # float32 on NVIDIA GPUs since Ampere, which have ten bits of mantissa
 TRIMMED_MIN_DB = 10.0  # of all examples, where those that fell the other way are set aside
 ROUNDING_DB = 100.0  # relative to an output's size: float32 rounding and nothing else
+PROBABILITY_STEPS = 2 / 256  # int8 has probabilities in steps of 1/256
 CHANNEL_DB = 3.0
 FOUND_AGAIN = 0.5
 
@@ -96,7 +97,11 @@ def _beyond(found: Fidelity, min_db: float) -> str | None:
         if found.found_again < min(FOUND_AGAIN, 1 - share):
             return f"{found.lost_number:g} is found again in {found.found_again:.1%} of cases only"
         return None
-    is_rounding = min_db >= TF32_DB and found.relative_db >= ROUNDING_DB
+    is_rounding = (
+        found.relative_db >= ROUNDING_DB
+        if min_db >= TF32_DB
+        else found.is_probability and found.max_abs_error <= PROBABILITY_STEPS
+    )
     is_near = found.sqnr_db >= min_db or (
         found.trimmed_sqnr_db >= min_db and found.sqnr_db >= min(min_db, TRIMMED_MIN_DB)
     )
