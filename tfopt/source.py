@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tfopt import keras_names
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph, first_line, missing_signature
 from tfopt.logs import only_errors
@@ -186,7 +187,14 @@ def prepare(
     if not model_signature.inputs:
         raise InputError(f"Signature {model_signature.key!r} of {path} has no inputs to run it on.")
     source = Source(
-        name, kind, path, frozen, model_signature, sha256, tuple(import_modules), tuple(notes)
+        name,
+        kind,
+        path,
+        frozen,
+        keras_names.read(path, model_signature),
+        sha256,
+        tuple(import_modules),
+        tuple(notes),
     )
     value = dataclasses.asdict(source) | {"path": str(path), "signature": str(model_signature)}
     value["frozen"] = None if frozen is None else str(frozen)
@@ -333,9 +341,11 @@ def _export(model: Any, folder: Path) -> None:
     if is_model_of(model, "keras"):
         with copies.in_float32(model):
             model.export(str(folder), format="tf_saved_model", verbose=False)
+        keras_names.write(model, folder)
     elif is_model_of(model, "tf_keras"):
         with copies.in_float32(model):
             tf.saved_model.save(model, str(folder))
+        keras_names.write(model, folder)
     elif callable(getattr(model, "get_concrete_function", None)) or hasattr(
         model, "captured_inputs"
     ):
