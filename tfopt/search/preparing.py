@@ -68,7 +68,8 @@ def prepare(
     )
     for note in (*source.notes, *dataset.notes):
         progress.say(f"Note: {note}")
-    output_name = _choose_output(source, options.output_name, dataset.has_labels)
+    is_scored = dataset.has_labels or options.metric is not None
+    output_name = _choose_output(source, options.output_name, is_scored)
     metric = options.metric or _choose_metric(source, dataset, output_name)
     progress.say(f"Metric: {metric}.")
     planned = plan(source.kind, options.variants)
@@ -131,21 +132,23 @@ def _prepare_source(folder: Path, model: Any, options: Options, converter: Worke
         raise InputError(f"The model cannot be loaded: {error}") from error
 
 
-def _choose_output(source: Source, wanted: str | None, has_labels: bool) -> str:
-    """The output that the metric looks at."""
+def _choose_output(source: Source, wanted: str | None, is_scored: bool) -> str | None:
+    """The output that the metric looks at; None is all of them, where there is no metric."""
     names = source.signature.output_names
     if wanted is not None and wanted not in names:
         raise InputError(f"No output {wanted!r}; the model's outputs are: {', '.join(names)}.")
-    if wanted is None and len(names) > 1 and has_labels:
+    if wanted is None and len(names) > 1 and is_scored:
         raise InputError(
             f"The model has outputs {', '.join(names)}; say which one the labels belong to with "
             "--output_name."
         )
-    return wanted or names[0]
+    return wanted or (names[0] if is_scored else None)
 
 
-def _choose_metric(source: Source, dataset: Dataset, output_name: str) -> str:
+def _choose_metric(source: Source, dataset: Dataset, output_name: str | None) -> str:
     """The metric that fits the labels."""
+    if not dataset.has_labels or output_name is None:
+        return metrics.AGREEMENT
     spec = next(spec for spec in source.signature.outputs if spec.name == output_name)
     _, labels, _ = next(dataset.evaluation.batches(source.signature, 64))
     return metrics.choose_metric(spec.shape, labels)
