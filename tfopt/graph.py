@@ -8,12 +8,11 @@ A GraphDef is limited to 2 GB.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfopt.errors import ConversionError, InputError
+from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.logs import only_errors
 from tfopt.signature import Signature, TensorSpec
 
@@ -235,25 +234,6 @@ def missing_signature(folder: str | Path, key: str, found: Sequence[str]) -> Inp
     return InputError(
         f"{folder} has no signature {key!r}; it has: {names}; choose one with --signature."
     )
-
-
-_UNTELLING = re.compile(r"^<|error:$|defined at|^in user code:$|most recent call last")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that tells something, or the error's type.
-
-    TensorFlow begins with "Graph execution error:" and with where nodes were defined, Python line
-    by Python line.
-    """
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling, is_code = [], False
-    for line in lines:
-        is_frame = line.startswith('File "')
-        if line and not (is_frame or is_code or _UNTELLING.search(line)):
-            telling.append(line)
-        is_code = is_frame  # or nothing, where the source is not there
-    return next(iter([*telling, *filter(None, lines)]), type(error).__name__)
 
 
 def _copy(graph_def: Any) -> Any:

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfopt.errors import ConversionError, InputError
-from tfopt.graph import SIGNATURE_KEY, FrozenGraph, first_line, missing_signature
+from tfopt.errors import ConversionError, InputError, first_line
+from tfopt.graph import SIGNATURE_KEY, FrozenGraph, missing_signature
 from tfopt.logs import only_errors
 from tfopt.signature import Signature
 from tfopt.train import copies

@@ -12,8 +12,7 @@ from tfopt.distillation.applications import application
 from tfopt.distillation.narrower import Narrowing
 from tfopt.distillation.rebuilding import graph_of, rebuilt
 from tfopt.distillation.shallower import left_out
-from tfopt.errors import InputError
-from tfopt.graph import first_line
+from tfopt.errors import InputError, first_line
 from tfopt.train.layers import Layer, is_model
 from tfopt.variant import Value, Variant
 

@@ -15,8 +15,8 @@ from tfopt import runtimes, source
 from tfopt.artifact import Artifact
 from tfopt.distillation.losses import logits_of
 from tfopt.distillation.taps import TappedModel, logits_under
-from tfopt.errors import InputError
-from tfopt.graph import SIGNATURE_KEY, describe_function, first_line, missing_signature
+from tfopt.errors import InputError, first_line
+from tfopt.graph import SIGNATURE_KEY, describe_function, missing_signature
 from tfopt.runtimes.base import Session
 from tfopt.signature import Signature
 from tfopt.train.layers import check_built, is_model

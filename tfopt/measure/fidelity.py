@@ -339,9 +339,9 @@ class _Compared:
 
     def _watch_constant(self, value: np.ndarray, reference: np.ndarray) -> None:
         if self._first is None or self._reference_first is None:
-            self._first, self._reference_first = value[0], reference[0]
+            self._first, self._reference_first = value[:1], reference[:1]
         for rows, first in ((value, self._first), (reference, self._reference_first)):
-            is_same = rows.shape[1:] == first.shape and bool((rows == first).all())
+            is_same = rows.shape[1:] == first.shape[1:] and bool((rows == first).all())
             if rows is value:
                 self._is_constant &= is_same
             else:

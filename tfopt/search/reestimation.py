@@ -9,8 +9,7 @@ from typing import Any
 
 from tfopt import source as sources
 from tfopt.dataset import Dataset, calibration_batches
-from tfopt.errors import ConversionError
-from tfopt.graph import first_line
+from tfopt.errors import ConversionError, first_line
 from tfopt.runtimes.base import Arrays
 from tfopt.source import Source
 

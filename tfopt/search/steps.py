@@ -23,8 +23,7 @@ from tfopt.dataset import (
     count_calibration_shapes,
     some_batches,
 )
-from tfopt.errors import ConversionError, InputError
-from tfopt.graph import first_line
+from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.measure import accuracy, diagnosis, environment, gpu, latency, throughput
 from tfopt.measure.fidelity import OUTPUTS_FILE, Reference
 from tfopt.runtimes.base import Conversion, Runtime, Session
