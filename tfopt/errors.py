@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+MAX_REASON = 300
+"""Characters that are kept of another library's message."""
+
 
 class InputError(ValueError):
     """A flag, model or data set is wrong; commands end with status 2.

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tfopt import dataset as datasets
-from tfopt import source as sources
+from tfopt import live, source_check
 from tfopt.dataset import Dataset
 from tfopt.errors import ConversionError, InputError
+from tfopt.first_examples import first_examples
 from tfopt.isolation import Worker
 from tfopt.measure import environment, metrics
 from tfopt.progress import Progress
@@ -50,7 +51,10 @@ def prepare(
     """
     shutil.rmtree(folder / "best", ignore_errors=True)
     progress.say("Reading the model …")
-    source = _prepare_source(folder, model, options, converter)
+    if isinstance(data, (str, Path)):
+        data = datasets.open_text(str(data))
+    example = first_examples(data) if source_check.is_keras(model) else None
+    source = _prepare_source(folder, model, options, converter, example)
     fixed = source.signature.batch_size
     if fixed not in (None, options.batch_size):
         raise InputError(
@@ -66,12 +70,21 @@ def prepare(
         seed=options.seed,
         num_calibration=options.num_calibration,
     )
+    try:
+        source_check.check_model(
+            converter, model, source, dataset,
+            example=example,
+            custom_objects=options.custom_objects,
+            trust_model=options.trust_model,
+        )  # fmt: skip
+    except ConversionError as error:
+        raise InputError(f"The model cannot be run on this data: {error}") from error
     for note in (*source.notes, *dataset.notes):
         progress.say(f"Note: {note}")
     output_name = _choose_output(source, options.output_name, dataset.has_labels)
     metric = options.metric or _choose_metric(source, dataset, output_name)
     progress.say(f"Metric: {metric}.")
-    planned = plan(source.kind, options.variants)
+    planned = plan(source.kind, options.variants, source.not_frozen)
     for variant, reason in planned.unsuited.items():
         progress.say(f"Note: {variant} is tried because it was asked for. {reason}")
     num_threads = options.num_threads or environment.num_cores()
@@ -102,7 +115,9 @@ def prepare(
     )
 
 
-def _prepare_source(folder: Path, model: Any, options: Options, converter: Worker) -> Source:
+def _prepare_source(
+    folder: Path, model: Any, options: Options, converter: Worker, example: Any
+) -> Source:
     """Loads and freezes the model in a worker; a live one is exported here first."""
     source_folder = folder / "source"
     shutil.rmtree(source_folder, ignore_errors=True)
@@ -112,18 +127,20 @@ def _prepare_source(folder: Path, model: Any, options: Options, converter: Worke
         signature=options.signature,
         custom_objects=options.custom_objects,
         import_modules=options.import_modules,
+        trust_model=options.trust_model,
+        example=example,
     )
     try:
         if isinstance(model, Path):
             return freeze(model, source_folder)
         exported = folder / "source_export"
         shutil.rmtree(exported, ignore_errors=True)
-        sources.export(model, exported)
+        live.export(model, exported, example)
         source = freeze(
             exported,
             source_folder,
             name=getattr(model, "name", None) or "model",
-            sha256=sources.hash_live(model),
+            sha256=live.hash_live(model),
         )
         exported.rename(source_folder / "saved_model")
         return dataclasses.replace(source, path=source_folder / "saved_model")

@@ -286,6 +286,7 @@ class Search:
                         self.options.distill_batch_size,
                         run.seed,
                         self.options.custom_objects,
+                        self._trusts(model),
                     )
                     examples = students.check_data(data)
                     teacher = students.teacher_file(model, self.folder / "students")
@@ -306,12 +307,16 @@ class Search:
         origin = students.origin(text, run.source.name, self.options.distill_epochs)
         run.students[name] = self.workers.converter.call(
             "tfopt.search.students:prepare",
-            folder, run.source, name, origin, self.options.custom_objects,
+            folder, run.source, name, origin, self.options.custom_objects, self._trusts(model),
         )  # fmt: skip
         self.progress.start(len(variants))
         for variant in variants:
             self._try(run, variant)
             results.write(run)
+
+    def _trusts(self, model: Any) -> bool:
+        """Whether files of the model may hold Python code: what this process saved may."""
+        return self.options.trust_model or not isinstance(model, Path)
 
     def _reestimate(self, run: Run, model: Any) -> None:
         """Tries whether new statistics of batch normalisation win accuracy back."""
@@ -345,7 +350,10 @@ class Search:
         """What a variant of the model with new statistics has won, if it has."""
         folder = self.folder / "source" / "reestimated" / precision
         shutil.rmtree(folder, ignore_errors=True)
-        arguments = (model, run.source, run.dataset, precision, folder, self.options.custom_objects)
+        arguments = (
+            model, run.source, run.dataset, precision, folder,
+            self.options.custom_objects, self.options.trust_model,
+        )  # fmt: skip
         if isinstance(model, Path):
             name = "tfopt.search.reestimation:reestimate"
             found = self.workers.converter.call(name, *arguments)

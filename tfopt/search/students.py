@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfopt import live
 from tfopt import source as sources
 from tfopt.dataset import LABELS, in_memory
-from tfopt.errors import ConversionError, InputError, ResultError
+from tfopt.errors import MAX_REASON, ConversionError, InputError, ResultError, first_line
+from tfopt.keras_files import load_keras_file
 from tfopt.npz import NpzFile
 from tfopt.progress import Progress, duration
 from tfopt.source import Source
@@ -34,6 +36,7 @@ class Training:
     batch_size: int
     seed: int
     custom_objects: str | None
+    trust_model: bool
 
 
 def name_of(text: str) -> str:
@@ -111,7 +114,14 @@ def teacher_file(model: Any, folder: Path) -> Path:
     file = folder.absolute() / "teacher.keras"
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        model.save(file)
+        try:
+            model.save(file)
+        except Exception as error:  # classes of the user's raise whatever they raise
+            raise InputError(
+                f"Model {model.name!r} cannot be saved for training a student "
+                f"({first_line(error)[:MAX_REASON]}); give its classes get_config, or search from "
+                "its SavedModel."
+            ) from error
     return file
 
 
@@ -134,7 +144,12 @@ def train(teacher: Path, source: Source, data: Any, folder: Path, options: Train
 
     train, validation = in_memory(data, source.signature)
     try:
-        taught_by = Teacher(teacher, signature=source.signature.key)
+        model: Any = teacher
+        if teacher.suffix.lower() in (".keras", ".h5"):
+            model = load_keras_file(
+                teacher, options.custom_objects, compile=False, trust_model=options.trust_model
+            )
+        taught_by = Teacher(model, signature=source.signature.key)
         inputs, outputs = source.signature.inputs, source.signature.outputs
         single = len(inputs) == len(outputs) == 1
         shape, classes = inputs[0].shape, outputs[0].shape
@@ -147,6 +162,7 @@ def train(teacher: Path, source: Source, data: Any, folder: Path, options: Train
             input_shape=shape[1:] if single and shape else None,
             num_classes=classes[-1] if single and classes else None,
             custom_objects=options.custom_objects,
+            trust_model=options.trust_model,
         )
         file = folder / FILE
         distill(
@@ -168,7 +184,12 @@ def train(teacher: Path, source: Source, data: Any, folder: Path, options: Train
 
 
 def prepare(
-    folder: Path, source: Source, name: str, origin: str, custom_objects: str | None
+    folder: Path,
+    source: Source,
+    name: str,
+    origin: str,
+    custom_objects: str | None,
+    trust_model: bool = False,
 ) -> Source:
     """Freezes a student under the names of the model's inputs and outputs. Called in a worker.
 
@@ -178,7 +199,7 @@ def prepare(
     import tensorflow as tf
 
     file = folder / FILE
-    student = sources.load_keras_file(file, custom_objects, compile=False)
+    student = load_keras_file(file, custom_objects, compile=False, trust_model=trust_model)
     inputs, outputs = source.signature.inputs, source.signature.outputs
     given = list(getattr(student, "inputs", None) or inputs)
     if len(given) != len(inputs):
@@ -203,7 +224,7 @@ def prepare(
         return {spec.name: output for spec, output in zip(outputs, made, strict=True)}
 
     shutil.rmtree(folder / "export", ignore_errors=True)
-    sources.export(serve, folder / "export")
+    live.export(serve, folder / "export")
     found = sources.prepare(
         folder / "export", folder / "source", name=name, sha256=sources.hash_files(file)
     )
