@@ -146,9 +146,19 @@ class Examples:
         return self.num_examples
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the columns."""
+        return tuple(self._columns)
+
+    @property
     def has_labels(self) -> bool:
         """Whether there is a column of labels."""
         return LABELS in self._columns
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The outputs that there are labels of; empty where labels name no output."""
+        return ()
 
     def count_shapes(
         self, names: Sequence[str], limit: int | None = None

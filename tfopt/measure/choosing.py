@@ -4,17 +4,75 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from tfopt.errors import InputError
-from tfopt.measure.metric_names import spell
+from tfopt.measure.metric_names import is_function, spell, split
 from tfopt.measure.metrics import is_missing
 from tfopt.measure.outputs import Kind
+from tfopt.measure.scores import ALL_OUTPUTS
 
 MAX_VALUES = 1 << 17  # distinct labels that are counted; class numbers of vocabularies are fewer
 VOID = 255  # pixels without a class in PASCAL VOC and Cityscapes
+
+
+def scored_outputs(
+    metric: str | None,
+    output_name: str | None,
+    output_names: Sequence[str],
+    labelled: Sequence[str] | None,
+) -> dict[str, str | None]:
+    """Which outputs get a metric, and which one; None where it is chosen by the labels.
+
+    Args:
+      metric: as `--metric` takes it.
+      output_name: the output that is looked at, where one is named.
+      output_names: of the model.
+      labelled: outputs that there are labels of; empty where labels name none, None without labels.
+
+    Raises:
+      InputError: when metrics, labels and outputs do not go together.
+    """
+    names = ", ".join(output_names)
+    if output_name is not None and output_name not in output_names:
+        raise InputError(f"No output {output_name!r}; the model's outputs are: {names}.")
+    if labelled is None:
+        if metric is None:
+            return {}
+        raise InputError(
+            f"Metric {metric!r} needs labels and the data has none; add an array 'y', or leave "
+            "--metric out to compare with the model's own outputs."
+        )
+    found = {} if metric is None else split(metric)
+    for_all = found.pop(None, None)
+    given = {name: text for name, text in found.items() if name is not None}
+    is_of_all = output_name is None and len(output_names) > 1
+    if is_of_all and for_all is not None and is_function(for_all):
+        return {ALL_OUTPUTS: for_all}
+    if unknown := [name for name in given if name not in output_names]:
+        raise InputError(
+            f"--metric names the output {unknown[0]!r}; the model's outputs are: {names}."
+        )
+    if output_name is not None and given:
+        given = {name: text for name, text in given.items() if name == output_name}
+    if not labelled:
+        labelled = [output_name] if output_name else [*given] or list(output_names)
+        if len(labelled) > 1:
+            raise InputError(
+                f"The model has outputs {names}; name the one that the labels belong to with "
+                "--output_name, or give labels as a dict by output."
+            )
+    elif output_name is not None:
+        labelled = [name for name in labelled if name == output_name]
+    without = [name for name in [*given, *([output_name] if output_name else [])]
+               if name not in labelled]  # fmt: skip
+    if without:
+        raise InputError(f"There are no labels of output {without[0]!r}, which has a metric.")
+    if given:
+        return dict(given)
+    return dict.fromkeys(labelled, for_all)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +122,8 @@ def summarize(batches: Iterable[np.ndarray]) -> LabelSummary:
     """
     shapes: set[tuple[int, ...]] = set()
     first: tuple[int, ...] = ()
-    num_examples, counts = 0, {}
+    counts: dict[float, int] = {}
+    num_examples = 0
     is_text = has_minus_one = False
     is_whole = is_one_hot = is_distribution = is_countable = True
     for labels in batches:
@@ -177,8 +236,8 @@ def _of_class_scores(name: str, width: int, labels: LabelSummary) -> str:
         raise InputError(
             f"{sum(outside.values())} of {sum(labels.counts.values())} labels lie outside 0 to "
             f"{width - 1}, the class numbers of {width} scores: the labels reach from "
-            f"{min(labels.counts):g} to {max(labels.counts):g}; correct them, or name what compares "
-            "them, such as --metric=pinball(quantiles=[0.1,0.5,0.9]) for quantiles."
+            f"{min(labels.counts):g} to {max(labels.counts):g}; correct them, or name what "
+            "compares them, such as --metric=pinball(quantiles=[0.1,0.5,0.9]) for quantiles."
         )
     return name
 
@@ -223,4 +282,3 @@ def _two_values(labels: LabelSummary) -> InputError:
         f"The labels are 0 and {max(labels.values):g}, and the outputs probabilities; divide the "
         f"labels by {max(labels.values):g}."
     )
-

@@ -92,7 +92,9 @@ def _sklearn(name: str, options: dict[str, Any], form: str | None) -> Callable[[
     valid = {
         key: function
         for key, function in vars(library).items()
-        if inspect.isfunction(function) and key.endswith(SKLEARN_ENDINGS) and _is_comparison(function)
+        if inspect.isfunction(function)
+        and key.endswith(SKLEARN_ENDINGS)
+        and _is_comparison(function)
     }
     _check_name("sklearn", name, valid)
     function = valid[name]
@@ -107,6 +109,8 @@ def _sklearn(name: str, options: dict[str, Any], form: str | None) -> Callable[[
 
 
 def _is_comparison(function: Callable[..., Any]) -> bool:
+    if not inspect.isfunction(function):
+        return False
     parameters = list(inspect.signature(function).parameters)
     return len(parameters) > 1 and parameters[0] in ("y_true", "labels_true", "y1")
 
@@ -172,11 +176,13 @@ def _keras(name: str, options: dict[str, Any], form: str | None) -> Callable[[st
     direction = getattr(made, "_direction", None)  # of Keras 3
     is_error = direction == "down" or (direction is None and name.endswith(KERAS_ERRORS))
     if form is None:
-        form = "classes" if name == "Accuracy" or getattr(made, "sparse_y_pred", False) else "scores"
+        form = (
+            "classes" if name == "Accuracy" or getattr(made, "sparse_y_pred", False) else "scores"
+        )
     function = getattr(made, "_fn", None)
     if function is not None:  # a mean of numbers that every example has
         arguments = getattr(made, "_fn_kwargs", {})
-        score = functools.partial(_keras_scores, functools.partial(function, **arguments), form)
+        score: Any = functools.partial(_keras_scores, functools.partial(function, **arguments), form)
     else:
         score = functools.partial(_keras_score, made, form)
     level = "set" if function is None else "example"
@@ -198,9 +204,7 @@ def _keras_score(metric: Any, form: str, outputs: np.ndarray, labels: np.ndarray
     return float(np.asarray(_numpy(metric.result())).mean())
 
 
-def _for_keras(
-    outputs: np.ndarray, labels: np.ndarray, form: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _for_keras(outputs: np.ndarray, labels: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
     outputs, labels = _plain(outputs), _plain(labels)
     if outputs.size == labels.size:
         labels = labels.reshape(outputs.shape)  # (n,) beside (n, 1) would be broadcast
@@ -214,9 +218,7 @@ def _numpy(value: Any) -> Any:
 # Both.
 
 
-def _as_form(
-    outputs: np.ndarray, labels: np.ndarray, form: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _as_form(outputs: np.ndarray, labels: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
     """Outputs as scores, class numbers, or 0 and 1; `classes` decides by the shapes.
 
     Labels of one class number a position lose a last dimension of 1 beside class numbers.

@@ -61,7 +61,7 @@ def find_metric(name: str) -> Metric:
     if options:
         raise InputError(f"--metric={name}: functions of your own take no options.")
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
         for part in function.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
@@ -85,7 +85,9 @@ def name_of(given: Any) -> str | None:
         return None
     if isinstance(given, str):
         for name in split(given).values():
-            if name.startswith("__main__:"):
+            if name.startswith("keras:"):
+                parse(name)  # Keras is left to the processes that have it anyway
+            elif name.startswith("__main__:"):
                 name_of(find_metric(name).score)
             else:
                 find_metric(name)
@@ -112,13 +114,25 @@ def name_of(given: Any) -> str | None:
     return name
 
 
+def check(name: str) -> None:
+    """Raises what `find_metric` does; for processes that have Keras."""
+    find_metric(name)
+
+
+def is_function(name: str) -> bool:
+    """Whether a name is that of a function of the user's own."""
+    return ":" in name and not name.startswith(("keras:", "sklearn:"))
+
+
 def is_local(name: str) -> bool:
     """Whether only this process can compute a metric."""
     return any(part in _FUNCTIONS for part in split(name).values())
 
 
-def fingerprint(name: str) -> str | None:
+def fingerprint(name: str | None) -> str | None:
     """Changes when the code of a function of this process does; None for other metrics."""
+    if name is None:
+        return None
     codes = [_code(_FUNCTIONS[part].score) for part in split(name).values() if part in _FUNCTIONS]
     if not codes:
         return None
@@ -168,8 +182,10 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         for item in call.keywords:
             if item.arg is None:
                 raise InputError(message)
-            is_word = isinstance(item.value, ast.Name)
-            options[item.arg] = item.value.id if is_word else ast.literal_eval(item.value)
+            value = item.value
+            options[item.arg] = (
+                value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+            )
     except (SyntaxError, ValueError) as error:
         raise InputError(message) from error
     return name, options
@@ -205,7 +221,7 @@ def _with_options(found: Metric, options: dict[str, Any]) -> Metric:
         )
     if not options:
         return found
-    bound = {
+    bound: dict[str, Any] = {
         field: functools.partial(getattr(found, field), **options)
         for field in ("score", "recall")
         if getattr(found, field) is not None
@@ -215,9 +231,7 @@ def _with_options(found: Metric, options: dict[str, Any]) -> Metric:
 
 def _own(name: str, function: Callable[..., Any]) -> Metric:
     is_higher = bool(getattr(function, "higher_is_better", True))
-    return Metric(
-        name, function, is_higher, "custom", is_unbounded=not is_higher, takes_all_outputs=True
-    )
+    return Metric(name, function, is_higher, "custom", is_unbounded=not is_higher)
 
 
 def _is_importable(module: str, function: str, given: Any) -> bool:
@@ -233,9 +247,7 @@ def _code(function: Any) -> Any:
     """What a function does, as far as Python tells: its code, constants and defaults."""
     if isinstance(function, functools.partial):
         return _code(function.func), repr(function.args), repr(sorted(function.keywords.items()))
-    code = getattr(function, "__code__", None) or getattr(
-        getattr(type(function), "__call__", None), "__code__", None
-    )
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     if code is None:
         return type(function).__qualname__
 

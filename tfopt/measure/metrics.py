@@ -33,7 +33,6 @@ class Metric:
       has_label: which examples of a batch have a label, as (n,) bools; None for all of them.
       recall: outputs and labels of a batch to how often each class was found and how often it
         occurs, two (classes,) arrays of counts; None where there are no classes.
-      takes_all_outputs: whether `score` gets a dict when the model has several outputs.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Metric:
     is_unbounded: bool = False
     has_label: Callable[[np.ndarray], np.ndarray] | None = None
     recall: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
-    takes_all_outputs: bool = False
 
 
 METRICS: dict[str, Metric] = {}
@@ -78,7 +76,7 @@ def has_number(labels: np.ndarray) -> np.ndarray:
     """Examples with at least one number that is not NaN."""
     if labels.dtype.kind not in "fV":
         return np.ones(len(labels), bool)
-    return ~np.isnan(labels.astype(np.float64)).reshape(len(labels), -1).all(1)
+    return np.asarray(~np.isnan(labels.astype(np.float64)).reshape(len(labels), -1).all(1))
 
 
 def is_missing(labels: np.ndarray) -> np.ndarray:
@@ -86,7 +84,9 @@ def is_missing(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind in "bu":
         return np.zeros(labels.shape, bool)
     missing = np.isin(labels, MISSING)
-    return missing | np.isnan(labels.astype(np.float64)) if labels.dtype.kind in "fV" else missing
+    if labels.dtype.kind in "fV":
+        missing |= np.isnan(labels.astype(np.float64))
+    return missing
 
 
 # Classes of whole examples.
@@ -337,6 +337,11 @@ def _classes(
         labels, is_same_size = np.where(is_known, truth.argmax(-1), -1), False
     if is_same_size:
         if outputs.dtype.kind in "iub" and threshold is None:
+            if num_classes is None and name == "mean_iou":
+                raise InputError(
+                    "The outputs are class numbers; write mean_iou(num_classes=…) with how many "
+                    "classes there are."
+                )
             if num_classes is None:
                 num_classes = 1 + max(int(outputs.max(initial=1)), int(labels.max(initial=1)))
             predicted = np.where((outputs >= 0) & (outputs < num_classes), outputs, -1)

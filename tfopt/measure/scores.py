@@ -6,9 +6,11 @@ Scores are stored example by example, so that a variant is compared with the bas
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +22,7 @@ from tfopt.measure import statistics
 from tfopt.measure.metric_names import find_metric
 from tfopt.measure.metrics import Metric, has_class
 
+ALL_OUTPUTS = "*"  # for functions that get a dict of a model's several outputs
 NUM_RESAMPLES = 1000  # of counts, which are added quickly
 MIN_RECALL_LOSS = 0.1
 STANDARD_ERRORS = 3
@@ -35,8 +38,10 @@ class Scores:
       higher_is_better: which way the metric points.
       level: of the metric; see `Metric`.
       scores: one an example (of `sums` a row of counts, of `set` the one number).
-      labels: kept for rankings and set-level metrics only.
-      outputs: everything that a set-level metric looks at; empty otherwise.
+      num_examples: that have a label.
+      labels: kept for rankings only.
+      resampled: of set-level metrics, its values on samples of the examples, the same for every
+        model; NaN where it has none.
       is_unbounded: see `Metric`.
       constant_error: of an unbounded error, what always answering the mean label would have; NaN
         where that is no answer, and for variants.
@@ -48,8 +53,9 @@ class Scores:
     higher_is_better: bool
     level: str
     scores: np.ndarray
+    num_examples: int
     labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
-    outputs: Arrays = dataclasses.field(default_factory=dict)
+    resampled: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     is_unbounded: bool = False
     constant_error: float = math.nan
     found: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
@@ -65,52 +71,44 @@ class Scores:
         return float(self.scores.mean())
 
     @property
-    def num_examples(self) -> int:
-        """That have labels."""
-        return len(self.labels if self.level == "set" else self.scores)
-
-    @property
     def unit(self) -> float:
         """What a drop of 1 means in the budget: 1, or the scale of an unbounded error.
 
         The scale is the error of always answering the mean label (for `mse` the variance of the
         labels), or else the model's own error.
         """
-        if not self.is_unbounded:
+        if not self.has_scale:
             return 1.0
-        if self.level == "example" and np.isin(self.scores, (0, 1)).all():
-            return 1.0  # wrong answers are counted: a share
         return self.constant_error if self.constant_error > 0 else abs(self.value)
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether it is an unbounded error, and no share of wrong answers."""
+        is_own = ":" in self.metric and not self.metric.startswith(("keras:", "sklearn:"))
+        is_share = (
+            self.level == "example"
+            and bool(np.isin(self.scores, (0, 1)).all())
+            and (math.isnan(self.constant_error) or (is_own and self.scores.any()))
+        )
+        return self.is_unbounded and not is_share
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything as arrays that need no pickle; `from_arrays` reads it."""
         small = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if not isinstance(getattr(self, field.name), (np.ndarray, dict))
+            if field.name not in _ARRAYS
         }
-        arrays = {
-            "about": np.array(json.dumps(small)),
-            **{name: getattr(self, name) for name in _ARRAYS},
-            **{f"output:{name}": value for name, value in self.outputs.items()},
-        }
-        # Text is kept as bytes: objects would be pickled.
-        return {k: v.astype(bytes) if v.dtype.kind == "O" else v for k, v in arrays.items()}
+        return {"about": np.array(json.dumps(small)), **{n: getattr(self, n) for n in _ARRAYS}}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> Scores:
         """Reads what `to_arrays` made."""
-        arrays = {k: v.astype(object) if v.dtype.kind == "S" else v for k, v in arrays.items()}
-        outputs = {
-            name.removeprefix("output:"): value
-            for name, value in arrays.items()
-            if name.startswith("output:")
-        }
-        about = json.loads(str(arrays["about"]))
-        return cls(**about, **{name: arrays[name] for name in _ARRAYS}, outputs=outputs)
+        about: dict[str, Any] = json.loads(str(arrays["about"]))
+        return cls(**{**about, **{name: arrays[name] for name in _ARRAYS}})
 
 
-_ARRAYS = ("scores", "labels", "found", "occurring")
+_ARRAYS = ("scores", "labels", "resampled", "found", "occurring")
 
 
 class Collector:
@@ -118,7 +116,7 @@ class Collector:
 
     Args:
       metric: what to compute.
-      output_name: the output that it looks at.
+      output_name: the output that it looks at, or `ALL_OUTPUTS`.
       mean_label: of one example; gives the constant answer that unbounded errors are measured by.
       is_reference: whether the model is the one as saved.
     """
@@ -131,12 +129,13 @@ class Collector:
         is_reference: bool = True,
     ):
         self.level = metric.level
-        self._metric, self._output_name = metric, output_name
+        self._metric, self._name = metric, output_name
         self._mean_label, self._is_reference = mean_label, is_reference
         self._scores: list[np.ndarray] = []
         self._constant_scores: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
-        self._outputs: list[Arrays] = []
+        self._labels: list[Any] = []
+        self._outputs: list[Any] = []
+        self._num_examples = 0
         self._found = self._occurring = np.zeros(0, np.int64)
 
     def add(self, outputs: Arrays, labels: Any) -> None:
@@ -144,56 +143,60 @@ class Collector:
 
         Args:
           outputs: all of the model's, (examples, …).
-          labels: of the output, likewise; of a metric that takes all outputs it may be a dict.
+          labels: (examples, …), or a dict of such by output.
 
         Raises:
           InputError: when the metric and the labels do not fit.
         """
-        metric, output = self._metric, outputs[self._output_name]
+        metric = self._metric
+        output: Any = outputs
+        if self._name != ALL_OUTPUTS:
+            output = outputs[self._name]
+            labels = labels[self._name] if isinstance(labels, dict) else labels
+            if len(output) != len(labels):
+                raise InputError(
+                    f"Output {self._name!r} has {len(output)} rows for {len(labels)} examples; "
+                    f"metric {metric.name} needs one an example."
+                )
+            if metric.has_label is not None and not (keep := metric.has_label(labels)).all():
+                output, labels = output[keep], labels[keep]
         count = len(next(iter(labels.values())) if isinstance(labels, dict) else labels)
-        if len(output) != count:
-            raise InputError(
-                f"Output {self._output_name!r} has {len(output)} rows for {count} examples; the "
-                f"metric {metric.name} needs one an example."
-            )
-        if metric.has_label is not None:
-            keep = metric.has_label(labels)
-            if not keep.all():
-                if not keep.any():
-                    return
-                labels, outputs = labels[keep], {k: v[keep] for k, v in outputs.items()}
-                output, count = outputs[self._output_name], int(keep.sum())
-        given = _given(outputs) if metric.takes_all_outputs else output
-        scores: Any = None
+        if not count:
+            return
+        self._num_examples += count
         if self.level != "set":
-            try:
-                scores = np.asarray(metric.score(given, labels), np.float64)
-            except Exception as error:
-                if self.level != "custom":
-                    raise _as_input_error(metric, error) from error
-                # One of a set may have no value on a part of it; on all of it, `finish` asks again.
-                scores = np.asarray(math.nan)
-            if self.level == "custom":
-                self.level = "set" if scores.ndim == 0 else "example"
+            self._score(output, labels, count)
         if self.level == "set":
-            self._outputs.append(
-                outputs if metric.takes_all_outputs else {self._output_name: output}
-            )
-        elif scores.shape[:1] != (count,) or scores.ndim != (2 if self.level == "sums" else 1):
-            raise InputError(
-                f"Metric {metric.name!r} returned shape {scores.shape} for {count} examples; it "
-                "must return one number an example, or one in all."
-            )
-        else:
-            self._scores.append(scores)
-            if (constant := self._constant(output, labels)) is not None:
-                self._constant_scores.append(np.asarray(metric.score(constant, labels)))
+            self._outputs.append(output)
         if self.level in ("set", "ranking"):
             self._labels.append(labels)
         if metric.recall is not None:
             found, occurring = metric.recall(output, labels)
             self._found = _add(self._found, found)
             self._occurring = _add(self._occurring, occurring)
+
+    def _score(self, output: Any, labels: Any, count: int) -> None:
+        metric = self._metric
+        try:
+            scores = np.asarray(metric.score(output, labels), np.float64)
+        except Exception as error:
+            if self.level != "custom":
+                raise _as_input_error(metric, error) from error
+            # One of a set may have no value on a part of it; on all of it, `finish` asks again.
+            scores = np.asarray(math.nan)
+        if self.level == "custom":
+            self.level = "set" if scores.ndim == 0 else "example"
+        if self.level == "set":
+            return
+        if scores.shape[:1] != (count,) or scores.ndim != (2 if self.level == "sums" else 1):
+            raise InputError(
+                f"Metric {metric.name!r} returned shape {scores.shape} for {count} examples; it "
+                "must return one number an example, or one in all."
+            )
+        self._scores.append(scores)
+        if (constant := self._constant(output)) is not None:
+            with contextlib.suppress(Exception):  # a constant is no answer to every metric
+                self._constant_scores.append(np.asarray(metric.score(constant, labels)))
 
     def finish(self) -> Scores:
         """The scores of all batches.
@@ -202,57 +205,63 @@ class Collector:
           InputError: when no example has a label, or the metric is not a number.
           ConversionError: when only a variant's is not.
         """
-        metric, labels, outputs, constant_error = self._metric, np.zeros(0), {}, math.nan
-        if self.level == "custom" or not (self._scores or self._outputs):
+        metric, labels, resampled = self._metric, np.zeros(0), np.zeros(0)
+        if not self._num_examples:
             raise InputError(f"No example has a label that {metric.name} can be computed with.")
-        if self._labels:
-            labels = _concatenate(self._labels)
         if self.level == "set":
-            outputs = {
-                name: np.concatenate([outputs[name] for outputs in self._outputs])
-                for name in self._outputs[0]
-            }
-            try:
-                value = metric.score(_given(outputs), labels)
-            except Exception as error:
-                raise _as_input_error(metric, error) from error
-            scores = np.atleast_1d(np.asarray(value, np.float64))
-            constant = self._constant(_given(outputs), labels)
-            if constant is not None:
-                try:
-                    constant_error = float(metric.score(constant, labels))
-                except Exception:  # a constant is no answer to every metric
-                    constant_error = math.nan
+            scores, constant_error, resampled = self._of_set()
         else:
-            scores = np.concatenate(self._scores)
+            scores, constant_error = np.concatenate(self._scores), math.nan
             if self._constant_scores:
                 constant_error = float(np.concatenate(self._constant_scores).mean())
         if self.level == "ranking":
-            scores, labels = _of_two_classes(scores, labels)
-        num_wrong = int((~np.isfinite(scores)).any(-1).sum() if scores.ndim > 1
-                        else (~np.isfinite(scores)).sum())  # fmt: skip
+            scores, labels = _of_two_classes(scores, np.concatenate(self._labels))
+        num_wrong = int((~np.isfinite(scores.reshape(len(scores), -1))).any(1).sum())
         if num_wrong:
-            text = f"Metric {metric.name} is not a finite number on {num_wrong} of {len(scores)}"
+            of = "" if self.level == "set" else f" on {num_wrong} of {len(scores)} examples"
+            text = f"Metric {metric.name} is not a finite number{of}"
             if self._is_reference:
-                raise InputError(f"{text} examples; look for NaN in the outputs and the labels.")
-            raise ConversionError(f"{text} examples.")
+                raise InputError(f"{text}; look for NaN in the outputs and the labels.")
+            raise ConversionError(f"{text}.")
+        num_examples = len(scores) if self.level == "ranking" else self._num_examples
         return Scores(
-            metric.name, metric.higher_is_better, self.level, scores, labels, outputs,
-            metric.is_unbounded, constant_error, self._found, self._occurring,
+            metric.name, metric.higher_is_better, self.level, scores, num_examples, labels,
+            resampled, metric.is_unbounded, constant_error, self._found, self._occurring,
         )  # fmt: skip
 
-    def _constant(self, output: Any, labels: np.ndarray) -> np.ndarray | None:
+    def _of_set(self) -> tuple[np.ndarray, float, np.ndarray]:
+        """The metric of everything, of the constant answer, and of samples."""
+        metric = self._metric
+        outputs, labels = _concatenate(self._outputs), _concatenate(self._labels)
+        try:
+            value = float(metric.score(outputs, labels))
+        except Exception as error:
+            raise _as_input_error(metric, error) from error
+        constant_error = math.nan
+        if (constant := self._constant(outputs)) is not None:
+            with contextlib.suppress(Exception):
+                constant_error = float(metric.score(constant, labels))
+
+        def on(indices: np.ndarray) -> float:
+            return float(metric.score(_take(outputs, indices), _take(labels, indices)))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries, on samples that lack a class
+            resampled = statistics.resample(on, self._num_examples)
+        return np.array([value]), constant_error, resampled
+
+    def _constant(self, output: Any) -> np.ndarray | None:
         """What always answering the mean label would return, or None where that is no answer."""
         mean = self._mean_label
         if mean is None or not self._metric.is_unbounded or not isinstance(output, np.ndarray):
             return None
         shape = output.shape[1:]
-        if mean.size != math.prod(shape):
-            if mean.size != math.prod(shape[:-1]):
-                return None
+        if mean.size == math.prod(shape):
+            mean = mean.reshape(shape)
+        elif mean.size == math.prod(shape[:-1]):
             mean = mean.reshape(*shape[:-1], 1)  # several numbers for one label: quantiles
         else:
-            mean = mean.reshape(shape)
+            return None
         return np.broadcast_to(mean, output.shape)
 
 
@@ -287,11 +296,19 @@ def drop(baseline: Scores, candidate: Scores) -> statistics.Interval:
         if min(num_positive, len(candidate.labels) - num_positive) < 2:
             return boundless(lost)
         return statistics.paired_auc_bound(candidate.labels, baseline.scores, candidate.scores)
-    if candidate.level in ("sums", "set"):
-        try:
-            return _bootstrap(baseline, candidate, sign)
-        except (ValueError, ArithmeticError):
-            return boundless(lost)  # some samples lack a class
+    if candidate.level == "sums":
+        metric = find_metric(candidate.metric)
+
+        def lost_sums(indices: np.ndarray) -> float:
+            weights = np.bincount(indices, minlength=candidate.num_examples)
+            before, after = (_value_of(metric, weights @ s.scores) for s in (baseline, candidate))
+            return sign * float(before - after)
+
+        drops = statistics.resample(lost_sums, candidate.num_examples, NUM_RESAMPLES)
+        return statistics.bootstrap_bound(lost, drops, candidate.num_examples)
+    if candidate.level == "set":
+        drops = sign * (baseline.resampled - candidate.resampled)
+        return statistics.bootstrap_bound(lost, drops, candidate.num_examples)
     before, after = sign * baseline.scores, sign * candidate.scores
     if np.isin(baseline.scores, (0, 1)).all() and np.isin(candidate.scores, (0, 1)).all():
         # What is lost when 0 is better is what is gained when 1 is.
@@ -382,27 +399,6 @@ def lost_classes(baseline: Scores, candidate: Scores) -> str | None:
     return f"Recall fell of class {', '.join(named)}{more}."
 
 
-def _bootstrap(baseline: Scores, candidate: Scores, sign: float) -> statistics.Interval:
-    metric, count = find_metric(candidate.metric), candidate.num_examples
-    if candidate.level == "sums":
-
-        def lost_sums(indices: np.ndarray) -> float:
-            weights = np.bincount(indices, minlength=count)
-            before, after = (_value_of(metric, weights @ s.scores) for s in (baseline, candidate))
-            return sign * float(before - after)
-
-        return statistics.bootstrap_bound(lost_sums, count, resamples=NUM_RESAMPLES)
-
-    def lost(indices: np.ndarray) -> float:
-        before, after = (
-            float(metric.score(_given(_take(s.outputs, indices)), s.labels[indices]))
-            for s in (baseline, candidate)
-        )
-        return sign * (before - after)
-
-    return statistics.bootstrap_bound(lost, count)
-
-
 def _value_of(metric: Metric, sums: np.ndarray) -> np.ndarray:
     assert metric.value is not None
     return metric.value(sums)
@@ -440,13 +436,10 @@ def _as_input_error(metric: Metric, error: Exception) -> Exception:
     )
 
 
-def _given(outputs: Arrays) -> Any:
-    """What a custom metric gets: the array, or the dict where the model has several outputs."""
-    return outputs if len(outputs) > 1 else next(iter(outputs.values()))
-
-
-def _take(outputs: Arrays, indices: np.ndarray) -> Arrays:
-    return {name: value[indices] for name, value in outputs.items()}
+def _take(values: Any, indices: np.ndarray) -> Any:
+    if isinstance(values, dict):
+        return {name: value[indices] for name, value in values.items()}
+    return values[indices]
 
 
 def _concatenate(parts: list[Any]) -> Any:

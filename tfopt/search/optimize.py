@@ -12,6 +12,7 @@ from tfopt import source as sources
 from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
 from tfopt.errors import InputError, ResultError
+from tfopt.measure import metric_names
 from tfopt.output_folder import Contents
 from tfopt.progress import Progress
 from tfopt.search.budget import Budget
@@ -127,7 +128,8 @@ def optimize(
 
 def _command(model: Any, data: Any, folder: Path, budget: Budget, options: Options) -> str | None:
     """What does the same from a shell; None for objects that only Python has."""
-    if not isinstance(model, Path) or not isinstance(data, (str, Path)):
+    is_local = options.metric is not None and metric_names.is_local(options.metric)
+    if not isinstance(model, Path) or not isinstance(data, (str, Path)) or is_local:
         return None
     given: dict[str, Any] = {"model": model, "data": data, "output_dir": folder}
     for value in (budget, options, options.limits):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfopt.artifact import Artifact
 from tfopt.dataset import Dataset
 from tfopt.errors import ConversionError, InputError
+from tfopt.examples import Examples
 from tfopt.isolation import Worker
-from tfopt.measure import gpu, latency
+from tfopt.measure import accuracy, gpu, latency, metric_names
+from tfopt.measure.accuracy import Evaluation
 from tfopt.search import results
 from tfopt.search.steps import ColdStart
 
@@ -63,20 +67,45 @@ class RemoteSession:
         """See `Session.device_seconds`."""
         return self._worker.call("tfopt.search.steps:device_seconds", self._folder, num_runs)
 
+    def choose_metrics(self, output_names: list[str]) -> dict[str, str]:
+        """See `steps.choose_metrics`."""
+        function = "tfopt.search.steps:choose_metrics"
+        return self._worker.call(function, self._folder, self._data, output_names)
+
     def evaluate(
-        self, metric: str, output_name: str | None, reference_folder: Path, evaluation_file: Path
+        self,
+        metrics: Mapping[str, str],
+        output_name: str | None,
+        reference_folder: Path,
+        evaluation_file: Path,
     ) -> None:
-        """See `steps.evaluate`."""
-        self._worker.call(
-            "tfopt.search.steps:evaluate",
-            self._folder,
-            self._data,
-            metric=metric,
-            output_name=output_name,
-            batch_size=self._batch_size,
-            reference_folder=reference_folder,
-            evaluation_file=evaluation_file,
-        )
+        """See `steps.evaluate`; functions that only this process has are computed here."""
+        local = {name: text for name, text in metrics.items() if metric_names.is_local(text)}
+        outputs_folder = evaluation_file.with_suffix(".outputs") if local else None
+        try:
+            is_reference = self._worker.call(
+                "tfopt.search.steps:evaluate",
+                self._folder,
+                self._data,
+                metrics={name: text for name, text in metrics.items() if name not in local},
+                output_name=output_name,
+                batch_size=self._batch_size,
+                reference_folder=reference_folder,
+                evaluation_file=evaluation_file,
+                outputs_folder=outputs_folder,
+            )
+            if outputs_folder is not None:
+                accuracy.add_scores(
+                    Evaluation.open(evaluation_file),
+                    Examples(outputs_folder),
+                    self._data.evaluation,
+                    Artifact.open(self._folder).signature,
+                    local,
+                    is_reference,
+                ).save(evaluation_file)
+        finally:
+            if outputs_folder is not None:
+                shutil.rmtree(outputs_folder, ignore_errors=True)
 
     def close(self) -> None:
         """Closes the session in the worker."""
