@@ -53,6 +53,20 @@ def cpu_flags() -> frozenset[str]:
     return frozenset((info.get("flags") or info.get("Features") or "").split())
 
 
+_VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
+
+
+def has_vnni() -> bool:
+    """Whether int8 kernels add products up in 32 bits: VNNI or AMX, or no x86 processor.
+
+    Elsewhere the instruction for uint8 times int8, VPMADDUBSW, adds two products in 16 bits and
+    cuts off what does not fit there, as soon as weights have 8 bits
+    (https://uxlfoundation.github.io/oneDNN/dev_guide_int8_computations.html).
+    """
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+    return not is_x86 or bool(_VNNI & cpu_flags())
+
+
 def container_limits() -> dict[str, float]:
     """What a container allows, as `cores` and `memory_bytes`; a limit that it lacks is missing."""
     limits: dict[str, float] = {}
@@ -262,7 +276,7 @@ def _system() -> str:
 def describe() -> dict[str, Any]:
     """Everything about the machine that a measurement is recorded with."""
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
-    interesting = ("avx2", "avx512", "amx", "bf16", "f16c", "fma", "asimd", "sve", "i8mm")
+    interesting = ("avx2", "avx512", "avx_vnni", "amx", "bf16", "f16c", "fma", "asimd", "sve", "i8mm")
     return {
         "cpu": cpu_model(),
         "cpu_flags": sorted(flag for flag in cpu_flags() if flag.startswith(interesting)),

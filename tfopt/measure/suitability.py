@@ -21,10 +21,12 @@ class Suitability:
     Attributes:
       suits: whether a search tries it by itself.
       reason: why, a sentence.
+      works: whether it can be tried at all; else a search leaves it out when it is asked for, too.
     """
 
     suits: bool
     reason: str
+    works: bool = True
 
 
 def cpu(dtype: str, flags: frozenset[str]) -> Suitability:

@@ -96,9 +96,12 @@ def load(artifact: Artifact, num_threads: int | None = None) -> Session:
     """Opens an artifact with its runtime.
 
     Raises:
-      InputError: when the runtime is not installed; says what to install.
+      InputError: when the runtime is not installed (says what to install), or the artifact would
+        answer wrongly on this processor.
     """
     runtime = get(artifact.variant.runtime)
     if reason := runtime.missing():
         raise InputError(f"{artifact.folder} needs {runtime.name}: {reason}")
+    if reason := runtime.unfit(artifact):
+        raise InputError(f"{artifact.folder} cannot be used here: {reason}")
     return runtime.load(artifact, num_threads)

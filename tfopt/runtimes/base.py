@@ -42,6 +42,8 @@ class Conversion:
       calibration: real examples, batches of `batch_size`; None without data.
       num_calibration: how many examples that are.
       notes: sentences for the user; append to it.
+      needs: what the processor must have for the answers to be right, see `Artifact.needs`; append
+        to it.
       signature: of the result; change it when it differs from the source's.
       engine: what the user said of TensorRT engines.
       shapes: arrays of the shapes that batches of all examples have, those of evaluation too,
@@ -58,6 +60,7 @@ class Conversion:
     notes: list[str]
     signature: Signature
     num_calibration: int = 0
+    needs: list[str] = dataclasses.field(default_factory=list)
     engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     shapes: Callable[[], Iterator[Arrays]] | None = None
     count_shapes: Callable[[], Counter[tuple[tuple[int, ...], ...]]] | None = None
@@ -349,6 +352,16 @@ class Runtime(abc.ABC):
     def remarks(self) -> list[str]:
         """How it runs here, where that is not plain: on which device, with which libraries."""
         return []
+
+    def suitability(self, variant: Variant) -> Suitability | None:
+        """Whether this machine gains from a variant; None where every machine may."""
+        found = self.precision_of(variant).suitability
+        return None if found is None else found()
+
+    def unfit(self, artifact: Artifact) -> str | None:
+        """Why an artifact of this runtime would answer wrongly on this processor; None if right."""
+        del artifact
+        return None
 
     def rebuild(self, artifact: Artifact, folder: Path) -> list[str]:
         """Builds engines anew for this machine, from what the artifact holds.

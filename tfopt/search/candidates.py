@@ -39,8 +39,8 @@ class Plan:
     @property
     def unsuited(self) -> dict[Variant, str]:
         """Candidates that this machine is not made for, with the reason."""
-        found = {variant: _unsuited(variant) for variant in self.candidates}
-        return {variant: reason for variant, reason in found.items() if reason}
+        found = {v: runtimes.get(v.runtime).suitability(v) for v in self.candidates}
+        return {v: item.reason for v, item in found.items() if item is not None and not item.suits}
 
 
 def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:
@@ -75,14 +75,10 @@ def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:
                 skipped[variant] = f"{variant} cannot start from {kind}."
         elif reason := runtime.missing():
             skipped[variant] = reason[0].upper() + reason[1:]
-        elif requested is None and (reason := _unsuited(variant)):
-            skipped[variant] = reason
+        elif (found := runtime.suitability(variant)) is not None and not (
+            found.suits or (found.works and requested is not None)
+        ):
+            skipped[variant] = found.reason
         else:
             candidates.append(variant)
     return Plan(tuple(baselines), tuple(candidates), skipped)
-
-
-def _unsuited(variant: Variant) -> str | None:
-    suitability = runtimes.precision_of(variant).suitability
-    found = None if suitability is None else suitability()
-    return None if found is None or found.suits else found.reason

@@ -76,18 +76,19 @@ def convert(
     )
     try:
         runtime.convert(variant, conversion)
-        if (suitability := runtime.precision_of(variant).suitability) is not None:
-            conversion.notes.append(suitability().reason)
+        if (suitability := runtime.suitability(variant)) is not None:
+            conversion.notes.append(suitability.reason)
         if not list(unfinished.iterdir()):
             raise ConversionError("The converter wrote nothing.")
         size_bytes, compressed_bytes = measure_files(unfinished)
         artifact = Artifact(
             unfinished, variant, runtime.parent(variant), source.sha256, conversion.signature,
             size_bytes, compressed_bytes, runtime.versions(), tuple(conversion.notes),
+            tuple(conversion.needs),
         )  # fmt: skip
         artifact.save()
         is_unchanged = runtime.precision_of(variant).is_unchanged
-        if data is not None and not is_unchanged and _can_run_here(runtime):
+        if data is not None and not is_unchanged and _can_run_here(artifact):
             _check_runs(artifact, data, size if runtime.has_engines else 1)
         unfinished.rename(folder)
     finally:
@@ -95,9 +96,12 @@ def convert(
     return dataclasses.replace(artifact, folder=folder)
 
 
-def _can_run_here(runtime: Runtime) -> bool:
-    """Whether a runtime may be tried in this process, which may hold TensorFlow on a GPU."""
-    return not (runtime.has_own_cuda and environment.gpus() and "tensorflow" in sys.modules)
+def _can_run_here(artifact: Artifact) -> bool:
+    """Whether an artifact may be tried in this process, which may hold TensorFlow on a GPU."""
+    runtime = runtimes.get(artifact.variant.runtime)
+    if runtime.has_own_cuda and environment.gpus() and "tensorflow" in sys.modules:
+        return False
+    return runtime.unfit(artifact) is None
 
 
 def _check_runs(artifact: Artifact, data: Dataset, batch_size: int) -> None:
