@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import goldens
-from tfopt import dataset, half_graph, runtimes, source
+from tfopt import dataset, half_graph, live, runtimes, source
 from tfopt.errors import ConversionError
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph
 from tfopt.search import steps
@@ -21,7 +21,7 @@ def freeze(function, tmp_path, *shapes):
 
     specs = [tf.TensorSpec(shape, tf.float32, name=f"x{i}") for i, shape in enumerate(shapes)]
     traced = tf.function(function, input_signature=specs, autograph=False)
-    source.export(traced, tmp_path / "model")
+    live.export(traced, tmp_path / "model")
     return FrozenGraph.from_saved_model(tmp_path / "model")
 
 

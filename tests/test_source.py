@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests import goldens
-from tfopt import source
+from tfopt import live, saved_model, source
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import FrozenGraph
 
@@ -190,7 +190,7 @@ def test_risky_ops_are_named_before_the_model_is_loaded(tmp_path):
             return {"y": x}
 
     tf.saved_model.save(Module(), str(tmp_path / "model"))
-    assert source.count_ops(tmp_path / "model")["WriteFile"] == 1
+    assert saved_model.count_ops(tmp_path / "model")["WriteFile"] == 1
     prepared = source.prepare(tmp_path / "model", tmp_path / "source")
     assert "Op WriteFile can write files." in prepared.notes
     assert not target.exists()
@@ -240,12 +240,12 @@ def test_onnx_weights_outside_the_folder_are_refused(tmp_path):
 def test_hash_of_a_live_model_follows_its_weights():
     golden = goldens.GOLDENS["dense"]
     first, second = golden.build(), golden.build()
-    assert source.hash_live(first) == source.hash_live(first)
-    before = source.hash_live(second)
+    assert live.hash_live(first) == live.hash_live(first)
+    before = live.hash_live(second)
     weights = second.get_weights()
     weights[0] = weights[0] + 1e-3
     second.set_weights(weights)
-    assert source.hash_live(second) != before
+    assert live.hash_live(second) != before
 
 
 def test_hash_of_files_follows_content_and_names(tmp_path):
@@ -265,4 +265,4 @@ def test_what_was_prepared_is_recorded(conv, tmp_path):
 
 def test_other_objects_are_no_models(tmp_path):
     with pytest.raises(InputError, match="int is no model"):
-        source.export(3, tmp_path / "model")
+        live.export(3, tmp_path / "model")

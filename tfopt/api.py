@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tfopt import dataset as datasets
-from tfopt import runtimes
+from tfopt import live, runtimes, source_check
 from tfopt import source as sources
 from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
 from tfopt.errors import ConversionError, InputError, ResultError
+from tfopt.first_examples import first_examples
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.isolation import Limits, Worker
 from tfopt.measure import environment, latency
@@ -80,6 +81,7 @@ def convert(
     signature: str = SIGNATURE_KEY,
     custom_objects: str | None = None,
     import_modules: Sequence[str] = (),
+    trust_model: bool = False,
     num_calibration: int = datasets.NUM_CALIBRATION,
     engine: EngineOptions | None = None,
     limits: Limits | None = None,
@@ -96,6 +98,7 @@ def convert(
       signature: of a SavedModel.
       custom_objects: module with the Keras layers and functions that the file needs.
       import_modules: modules that register TensorFlow custom ops.
+      trust_model: whether Python code that is stored in a Keras file (a Lambda layer) may run.
       num_calibration: examples to calibrate with.
       engine: shapes, layers in float32 and cache of TensorRT engines.
       limits: on time and memory.
@@ -126,19 +129,30 @@ def convert(
                 "signature": signature,
                 "custom_objects": custom_objects,
                 "import_modules": tuple(import_modules),
+                "trust_model": trust_model,
             }
             if isinstance(model, (str, Path)):
-                path = sources.check_path(model)
-            else:
+                path = model = sources.check_path(model)
+            if isinstance(data, (str, Path)):
+                data = datasets.open_text(str(data))
+            if data is not None and source_check.is_keras(model):
+                common["example"] = first_examples(data)
+            if not isinstance(model, Path):
                 path = work / "live"
-                sources.export(model, path)
-                common["sha256"] = sources.hash_live(model)
+                live.export(model, path, common.get("example"))
+                common["sha256"] = live.hash_live(model)
             source = worker.call("tfopt.source:prepare", path, work / "source", **common)
             dataset = None
             if data is not None:
                 dataset = datasets.write(
                     data, source.signature, work / "data",
                     seed=seed, num_calibration=num_calibration,
+                )  # fmt: skip
+                source_check.check_model(
+                    worker, model, source, dataset,
+                    example=common.get("example"),
+                    custom_objects=custom_objects,
+                    trust_model=trust_model,
                 )  # fmt: skip
             folders: dict[Variant, Path] = {}
             for step in (*steps.parents_of(variant), variant):

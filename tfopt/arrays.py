@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,11 @@ def _from_pandas(value: Any, what: str) -> np.ndarray:
     values = value.array if hasattr(value, "array") else value
     is_missing = np.asarray(values.isna())
     if getattr(dtype, "kind", "O") in "biuf":  # pandas's own numbers, which may be missing
-        number = dtype.numpy_dtype if hasattr(dtype, "numpy_dtype") else np.dtype(float)
+        number = (
+            dtype.numpy_dtype
+            if dtype is not None and hasattr(dtype, "numpy_dtype")
+            else np.dtype(float)
+        )
         if is_missing.any():
             number = np.result_type(number, np.float32 if number.itemsize < 4 else np.float64)
             return values.to_numpy(dtype=number, na_value=np.nan)
@@ -175,6 +179,6 @@ def _from_pandas(value: Any, what: str) -> np.ndarray:
     return _checked(np.asarray(value, object), what)
 
 
-def names(values: Sequence[Any]) -> str:
+def names(values: Iterable[Any]) -> str:
     """Names as a message lists them."""
     return ", ".join(map(str, values)) or "none"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tfopt.errors import InputError
-from tfopt.examples import is_label_column
+from tfopt.examples import is_input_column
 from tfopt.signature import Signature, TensorSpec
 
 Chunk = dict[str, np.ndarray]  # columns by name, those of labels among them
@@ -80,11 +80,10 @@ class Fitter:
         self._num_examples += count
         found, is_finite = {}, np.ones(count, bool)
         for name, array in chunk.items():
-            if is_label_column(name):
-                found[name] = array
-            else:
-                found[name] = self._fit(self._specs[name], array)
-                is_finite &= self._count(name, found[name])
+            if is_input_column(name):
+                array = self._fit(self._specs[name], array)
+                is_finite &= self._count(name, array)
+            found[name] = array
         return found, is_finite
 
     def notes(self) -> list[str]:

@@ -1,6 +1,11 @@
-"""The three ways in which tfopt says no."""
+"""The three ways in which tfopt says no, and what is kept of the errors of other libraries."""
 
 from __future__ import annotations
+
+import re
+
+MAX_REASON = 300
+"""Characters that are kept of another library's message."""
 
 
 class InputError(ValueError):
@@ -16,3 +21,22 @@ class ConversionError(RuntimeError):
 
 class ResultError(RuntimeError):
     """The result that was asked for could not be produced; commands end with status 1."""
+
+
+_UNTELLING = re.compile(r"^<|error:$|defined at|^in user code:$|most recent call last")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that tells something, or the error's type.
+
+    TensorFlow begins with "Graph execution error:" and with where nodes were defined, Python line
+    by Python line.
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling, is_code = [], False
+    for line in lines:
+        is_frame = line.startswith('File "')
+        if line and not (is_frame or is_code or _UNTELLING.search(line)):
+            telling.append(line)
+        is_code = is_frame  # or nothing, where the source is not there
+    return next(iter([*telling, *filter(None, lines)]), type(error).__name__)

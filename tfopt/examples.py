@@ -45,12 +45,22 @@ def is_weight_column(name: str) -> bool:
     return name.startswith(_WEIGHTS)
 
 
+def is_input_column(name: str) -> bool:
+    """Whether a column is fed to the model."""
+    return not (is_label_column(name) or is_weight_column(name))
+
+
 def output_of(column: str) -> str | None:
     """The output that a column of labels or weights belongs to, or None where it names none."""
     return column[:-1].partition(" of ")[2] or None
 
 
 Labels = np.ndarray | dict[str, np.ndarray] | None
+
+
+def labels_for(labels: Labels, output: str) -> np.ndarray | None:
+    """The labels of one output: those that name it, or those that name none."""
+    return labels.get(output) if isinstance(labels, dict) else labels
 
 
 class ExampleWriter:

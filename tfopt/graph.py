@@ -8,12 +8,12 @@ A GraphDef is limited to 2 GB.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfopt.errors import ConversionError, InputError
+from tfopt import saved_model
+from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.logs import only_errors
 from tfopt.signature import Signature, TensorSpec
 
@@ -34,18 +34,26 @@ _ELEMENT_SHAPE_INPUT = {
 
 
 def describe_function(function: Any, key: str) -> Signature:
-    """The signature of a TensorFlow concrete signature function."""
+    """The signature of a TensorFlow concrete signature function.
+
+    Raises:
+      InputError: when an input or output is no dense tensor.
+    """
+    import tensorflow as tf
+
     inputs = function.structured_input_signature[1]
     outputs = function.structured_outputs
 
-    def spec(name: str, tensor: Any) -> TensorSpec:
+    def spec(what: str, name: str, tensor: Any) -> TensorSpec:
+        if not isinstance(tensor, (tf.TensorSpec, tf.Tensor)):
+            raise saved_model.composite_error(what, name, type(tensor).__name__)
         shape = None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
         return TensorSpec(name, shape, tensor.dtype.name)
 
     return Signature(
         key,
-        tuple(spec(name, inputs[name]) for name in sorted(inputs)),
-        tuple(spec(name, outputs[name]) for name in sorted(outputs)),
+        tuple(spec("Input", name, inputs[name]) for name in sorted(inputs)),
+        tuple(spec("Output", name, outputs[name]) for name in sorted(outputs)),
     )
 
 
@@ -70,7 +78,8 @@ class FrozenGraph:
         """Loads a SavedModel and folds its variables into constants.
 
         Raises:
-          InputError: when the SavedModel has no such signature.
+          InputError: when the SavedModel has no such signature, or one with tensors that are not
+            dense.
           ConversionError: when it holds state that is no variable, such as lookup tables.
         """
         import tensorflow as tf
@@ -78,25 +87,31 @@ class FrozenGraph:
             convert_variables_to_constants_v2,
         )
 
-        loaded = tf.saved_model.load(str(folder))
+        folder = Path(folder)
+        loaded = saved_model.load(folder)
         if key not in loaded.signatures:
             raise missing_signature(folder, key, list(loaded.signatures))
         function = loaded.signatures[key]
         signature = describe_function(function, key)
+        saved_model.check_inputs(folder, key)
+        if saved_model.is_session_based(folder):
+            return _frozen_in_session(folder, signature)
         try:
             frozen = convert_variables_to_constants_v2(
                 function, lower_control_flow=False, aggressive_inlining=True
             )
         except (ValueError, tf.errors.OpError) as error:
-            raise ConversionError(f"The graph cannot be frozen: {first_line(error)}") from error
-        if len(frozen.inputs) != len(signature.inputs):
+            saved_model.check_tables(function.graph.as_graph_def())
+            raise ConversionError(f"The model cannot be frozen: {first_line(error)}") from error
+        graph_def = frozen.graph.as_graph_def()
+        if (num_others := len(frozen.inputs) - len(signature.inputs)) > 0:
+            saved_model.check_tables(graph_def)
             raise ConversionError(
-                "The graph cannot be frozen: it holds "
-                f"{len(frozen.inputs) - len(signature.inputs)} lookup tables or other resources "
-                "that are no variables."
+                f"The model cannot be frozen: it holds {num_others} resources that are no "
+                "variables, so it runs on TensorFlow as saved only."
             )
         return cls(
-            frozen.graph.as_graph_def(),
+            graph_def,
             signature,
             tuple(tensor.name for tensor in frozen.inputs),
             tuple(tensor.name for tensor in frozen.outputs),
@@ -221,12 +236,47 @@ class FrozenGraph:
         )
         module = tf.Module()
         module.serve = traced
-        # A frozen graph has lost what the custom gradients of swish and others capture.
-        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         with only_errors("absl", "tensorflow"):
             tf.saved_model.save(
-                module, str(folder), signatures={SIGNATURE_KEY: traced}, options=options
+                module,
+                str(folder),
+                signatures={SIGNATURE_KEY: traced},
+                options=saved_model.save_options(),
             )
+
+
+def _frozen_in_session(folder: Path, signature: Signature) -> FrozenGraph:
+    """Freezes what a session of TensorFlow 1 saved.
+
+    Only what the outputs are computed from is taken, so that tables and training operations
+    beside it do no harm.
+
+    Raises:
+      ConversionError: when lookup tables are among it.
+    """
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with (
+        only_errors("tensorflow"),
+        tf.Graph().as_default() as graph,
+        v1.Session(graph=graph) as session,
+    ):
+        meta_graph = v1.saved_model.load(session, saved_model.tags_of(folder), str(folder))
+        entry = meta_graph.signature_def[signature.key]
+        inputs = tuple(entry.inputs[name].name for name in signature.input_names)
+        outputs = tuple(entry.outputs[name].name for name in signature.output_names)
+        wanted = sorted({name.split(":")[0] for name in outputs})
+        used = v1.graph_util.extract_sub_graph(graph.as_graph_def(), wanted)
+        saved_model.check_tables(used)
+        try:
+            graph_def = v1.graph_util.convert_variables_to_constants(session, used, wanted)
+        except (ValueError, tf.errors.OpError) as error:
+            raise ConversionError(f"The model cannot be frozen: {first_line(error)}") from error
+        known = {node.name for node in graph_def.node}
+        for name in {name.split(":")[0] for name in inputs} - known:  # which no output needs
+            graph_def.node.add().CopyFrom(graph.get_operation_by_name(name).node_def)
+    return FrozenGraph(graph_def, signature, inputs, outputs)
 
 
 def missing_signature(folder: str | Path, key: str, found: Sequence[str]) -> InputError:
@@ -235,25 +285,6 @@ def missing_signature(folder: str | Path, key: str, found: Sequence[str]) -> Inp
     return InputError(
         f"{folder} has no signature {key!r}; it has: {names}; choose one with --signature."
     )
-
-
-_UNTELLING = re.compile(r"^<|error:$|defined at|^in user code:$|most recent call last")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that tells something, or the error's type.
-
-    TensorFlow begins with "Graph execution error:" and with where nodes were defined, Python line
-    by Python line.
-    """
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling, is_code = [], False
-    for line in lines:
-        is_frame = line.startswith('File "')
-        if line and not (is_frame or is_code or _UNTELLING.search(line)):
-            telling.append(line)
-        is_code = is_frame  # or nothing, where the source is not there
-    return next(iter([*telling, *filter(None, lines)]), type(error).__name__)
 
 
 def _copy(graph_def: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tfopt import live, saved_model
 from tfopt import source as sources
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY
@@ -71,6 +72,7 @@ def inspect(
     signature: str = SIGNATURE_KEY,
     custom_objects: str | None = None,
     import_modules: Sequence[str] = (),
+    trust_model: bool = False,
 ) -> Inspection:
     """Describes a model; it is loaded in a child process.
 
@@ -79,6 +81,7 @@ def inspect(
       signature: of a SavedModel.
       custom_objects: module with the Keras layers and functions that the file needs.
       import_modules: modules that register TensorFlow custom ops.
+      trust_model: whether Python code that is stored in a Keras file may run.
 
     Raises:
       InputError: when it is no model or cannot be loaded.
@@ -89,7 +92,7 @@ def inspect(
             path = sources.check_path(model)
         else:
             path = Path(name, "live")
-            sources.export(model, path)
+            live.export(model, path)
             common["name"] = getattr(model, "name", None) or "model"
         with Worker(
             Path(name, "inspect.log"), import_modules=import_modules, keeps_log=False
@@ -102,6 +105,7 @@ def inspect(
                     signature=signature,
                     custom_objects=custom_objects,
                     import_modules=tuple(import_modules),
+                    trust_model=trust_model,
                     **common,
                 )
             except ConversionError as error:
@@ -127,7 +131,7 @@ def inspect_path(path: Path, folder: Path, **options: Any) -> Inspection:
         kind=source.kind,
         signature=str(source.signature),
         signatures=tuple(
-            sources.list_signatures(source.path)
+            saved_model.list_signatures(source.path)
             if source.kind == "saved_model"
             else [source.signature.key]
         ),
@@ -158,7 +162,7 @@ def _read_weights(source: sources.Source) -> tuple[list[_Weight], Counter[str]]:
     elif source.kind == "tflite":
         return _read_tflite(source.path)
     elif source.frozen is None:
-        return [], sources.count_ops(source.path)
+        return [], saved_model.count_ops(source.path)
     else:
         import tensorflow as tf
 

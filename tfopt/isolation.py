@@ -1,7 +1,8 @@
 """Runs library functions in a child process that may crash, hang or grow without harm.
 
 A worker stays warm between calls, since importing TensorFlow costs seconds. It is no
-`multiprocessing` child: that would run the user's training script again in every child.
+`multiprocessing` child: that would run the user's training script again in every child. What the
+script defines is sent instead (`tfopt.main_module`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
+from tfopt import main_module
 from tfopt.errors import ConversionError, InputError, ResultError
 from tfopt.measure import environment
 
@@ -167,7 +169,7 @@ class Worker:
             )
         theirs.close()
         self._connection = ours
-        ours.send((self._preload, self._import_modules))
+        ours.send((self._preload, self._import_modules, main_module.pack()))
         try:
             is_error, value = self._wait()
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -231,7 +233,8 @@ def _serve(connection: Connection) -> None:
     """The child's loop: call what comes in, send back what comes out."""
     _end_with_parent(os.getppid())
     known = (InputError, ConversionError, ResultError)
-    preload, import_modules = connection.recv()
+    preload, import_modules, definitions = connection.recv()
+    main_module.install(*definitions)
     for module in preload:
         importlib.import_module(module)
     for module in import_modules:

@@ -36,40 +36,47 @@ class Port:
     layer: str
 
 
-def inputs_of(model: Any) -> list[Port]:
-    """The inputs of a functional or sequential model, in its order; of others none."""
-    tensors = list(getattr(model, "inputs", None) or ())
-    names = list(getattr(model, "input_names", None) or (tensor.name for tensor in tensors))
-    keys = _keys(model, "input", len(names)) or names
-    return [Port(name, key, name) for name, key in zip(names, keys, strict=True)]
+def inputs_of(structure: Any) -> list[Port]:
+    """The inputs of a model, in its order.
+
+    Args:
+      structure: of its argument, with the exported names as leaves; see `live.named_inputs`.
+    """
+    import tensorflow as tf
+
+    exported = tf.nest.flatten(structure)
+    keys = _keys(structure, len(exported)) or exported
+    return [Port(name, key, name) for name, key in zip(exported, keys, strict=True)]
 
 
 def outputs_of(model: Any) -> list[Port]:
     """The outputs of a functional model, in its order; of others none."""
     layers = list(getattr(model, "output_names", None) or ())
-    keys = _keys(model, "output", len(layers))
+    keys = _keys(getattr(model, "output", None) if layers else None, len(layers))
     exported = keys or [f"output_{index}" for index in range(len(layers))]
     if is_model_of(model, "tf_keras"):
         exported = layers
     return [Port(*names) for names in zip(exported, keys or layers, layers, strict=True)]
 
 
-def _keys(model: Any, name: str, count: int) -> list[str]:
-    """The keys of a flat dictionary of tensors, in the order in which Keras flattens it."""
-    try:
-        structure = getattr(model, name, None)
-    except (AttributeError, ValueError, RuntimeError):  # a subclass that was never called
-        return []
+def _keys(structure: Any, count: int) -> list[str]:
+    """The keys of a flat dictionary, in the order in which Keras flattens it; else none."""
     if not isinstance(structure, Mapping) or len(structure) != count:
         return []
     return sorted(map(str, structure))
 
 
-def write(model: Any, folder: Path) -> None:
-    """Writes the names of a Keras model into its exported SavedModel."""
+def write(folder: Path, inputs: Any, model: Any) -> None:
+    """Writes the names of a Keras model into its exported SavedModel.
+
+    Args:
+      folder: the SavedModel.
+      inputs: as `inputs_of` takes them.
+      model: the live model.
+    """
     ports = {
         kind: [dataclasses.astuple(port) for port in found]
-        for kind, found in (("inputs", inputs_of(model)), ("outputs", outputs_of(model)))
+        for kind, found in (("inputs", inputs_of(inputs)), ("outputs", outputs_of(model)))
     }
     (folder / FILE).write_text(json.dumps(ports))
 

@@ -100,7 +100,7 @@ class TestRows:
         failed = {**BASE, "variant": "a", "status": "failed", "median_ms": None, "reason": "Boom."}
         table = Comparison((failed,), DETAILS).regressions(results(a=(2.0, 1.9, 2.1)))
         assert table.verdict.tolist() == ["regression"]
-        assert table.reason.tolist() == ["It worked before and failed now: Boom."]
+        assert table.reason.tolist() == ["It was measured before and is failed now: Boom."]
 
     def test_without_an_interval_nothing_is_claimed(self):
         row = {**BASE, "variant": "a", "speedup": 1.0}

@@ -42,6 +42,7 @@ class TestLimits:
             "max_latency_ms": None,
             "max_size_bytes": None,
             "max_memory_bytes": None,
+            "min_sqnr_db": None,
         }
 
 

@@ -303,7 +303,8 @@ def test_failures_are_rows_with_reasons(tmp_path):
     assert table.loc["int8@litert"].isna().median_ms
     assert table.loc["float32@onnxruntime"].status == "ok"
     assert table.loc["float32@onnxruntime"].isna().accuracy, "there were no labels"
-    assert table.loc["float32@onnxruntime"].agreement == 1.0
+    assert table.loc["float32@onnxruntime"].isna().agreement, "its numbers are no decisions"
+    assert table.loc["float32@onnxruntime"].accuracy_drop < 1e-5
 
 
 def test_workers_that_grow_keep_their_sessions(conv, onnx_file, tmp_path, monkeypatch):

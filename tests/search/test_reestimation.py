@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tfopt
-from tfopt import dataset, source
+from tfopt import dataset, live, source
 from tfopt.errors import ConversionError
 from tfopt.search import reestimation
 from tfopt.search.reestimation import MIN_SHIFT, Gain
@@ -90,7 +90,7 @@ def test_a_new_source_only_where_statistics_move(framework, precision, tmp_path)
     for spoiled in (False, True):
         folder = tmp_path / str(spoiled)
         model, labels = network(framework, spoiled)
-        source.export(model, folder / "export")
+        live.export(model, folder / "export")
         before = source.prepare(folder / "export", folder / "before")
         data = dataset.write((IMAGES, labels), before.signature, folder / "data")
         found = reestimation.reestimate(model, before, data, precision, folder / "after")
@@ -109,7 +109,7 @@ def test_a_new_source_only_where_statistics_move(framework, precision, tmp_path)
 def test_what_does_not_run_is_told(tmp_path):
     """Images of another size than the last layer was made for."""
     model, labels = network("keras", spoiled=True)
-    source.export(model, tmp_path / "export")
+    live.export(model, tmp_path / "export")
     before = source.prepare(tmp_path / "export", tmp_path / "before")
     data = dataset.write((IMAGES[:, :5], labels), OTHER, tmp_path / "data")
     with pytest.raises(ConversionError):
@@ -196,7 +196,7 @@ def taking(kind, keras):
 def test_inputs_as_the_model_takes_them(framework, kind, tmp_path):
     keras = importlib.import_module(framework)
     model = taking(kind, keras)
-    source.export(model, tmp_path / "export")
+    live.export(model, tmp_path / "export")
     before = source.prepare(tmp_path / "export", tmp_path / "before")
     x = np.random.default_rng(1).normal(5, 1, (300, 3)).astype(np.float32)
     arrays = dict.fromkeys(before.signature.input_names, x)

@@ -23,8 +23,19 @@ def define_model(values: flags.FlagValues) -> None:
         "package.module with the Keras layers and functions that the file needs.",
         flag_values=values,
     )
+    define_trust(values)
     flags.DEFINE_list(
         "import_module", [], "Modules that register TensorFlow custom ops.", flag_values=values
+    )
+
+
+def define_trust(values: flags.FlagValues) -> None:
+    """Whether Keras files may run code."""
+    flags.DEFINE_bool(
+        "trust_model",
+        False,
+        "Run Python code that is stored in Keras files, as of Lambda layers.",
+        flag_values=values,
     )
 
 
@@ -139,6 +150,7 @@ def source_options(values: flags.FlagValues) -> dict[str, Any]:
     return {
         "signature": values.signature,
         "custom_objects": values.custom_objects,
+        "trust_model": values.trust_model,
         "import_modules": tuple(values.import_module),
     }
 

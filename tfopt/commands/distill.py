@@ -110,6 +110,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "package.module with the Keras layers and functions that files need.",
         flag_values=values,
     )
+    _flags.define_trust(values)
     flags.DEFINE_bool("resume", False, "Go on with an interrupted run.", flag_values=values)
     flags.DEFINE_bool(
         "overwrite",
@@ -145,6 +146,7 @@ def run(values: flags.FlagValues) -> int:
         jit_compile=values.jit_compile,
         seed=values.seed,
         custom_objects=values.custom_objects,
+        trust_model=values.trust_model,
         resume=values.resume,
         overwrite=values.overwrite,
         quiet=values.quiet,

@@ -28,6 +28,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "max_memory_bytes", None, "Limit on the memory of a process that runs it.",
         flag_values=values,
     )  # fmt: skip
+    flags.DEFINE_float(
+        "min_sqnr_db",
+        None,
+        "Least signal to noise ratio of every output against the model as saved, in decibels; "
+        "variants below it are wrong. Default: by precision, from 50 (float32) to 10 (int8).",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "variants",
         None,
@@ -82,6 +89,7 @@ def run(values: flags.FlagValues) -> int:
             values.max_latency_ms,
             values.max_size_bytes,
             values.max_memory_bytes,
+            values.min_sqnr_db,
         ),
         values.output_dir,
         resume=values.resume,

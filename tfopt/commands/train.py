@@ -61,6 +61,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "package.module with the Keras layers and functions that the file needs.",
         flag_values=values,
     )
+    _flags.define_trust(values)
     flags.DEFINE_bool("resume", False, "Go on with an interrupted run.", flag_values=values)
     flags.DEFINE_bool(
         "overwrite", False, "Delete what an earlier run left in the folder.", flag_values=values
@@ -93,6 +94,7 @@ def run(values: flags.FlagValues) -> int:
         jit_compile=values.jit_compile,
         seed=values.seed,
         custom_objects=values.custom_objects,
+        trust_model=values.trust_model,
         resume=values.resume,
         overwrite=values.overwrite,
         quiet=values.quiet,

@@ -57,8 +57,8 @@ def find_regressions(
             continue
         is_measured = plain(old[key].get("median_ms")) is not None
         values = dict(zip(KEY, key, strict=True))
-        if is_measured and row["status"] == "failed":
-            reason = f"It worked before and failed now: {row.get('reason')}"
+        if is_measured and row["status"] in ("failed", "wrong"):
+            reason = f"It was measured before and is {row['status']} now: {row.get('reason')}"
             rows.append({**values, "verdict": "regression", "reason": reason})
         elif is_measured and plain(row.get("median_ms")) is not None:
             rows.append({**values, **_compare(old[key], row, slower, absolute)})

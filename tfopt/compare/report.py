@@ -69,7 +69,7 @@ COPIES = (
     "The median contains the copies to the GPU and back; the time without copies has the waits of "
     "the GPU for the next launch in it."
 )
-_STATUSES = ("ok", "over_budget", "failed", "skipped")
+_STATUSES = ("ok", "over_budget", "wrong", "failed", "skipped")
 
 
 def to_html(comparison: Comparison) -> str:
@@ -231,9 +231,9 @@ def _quality(row: Mapping[str, Any]) -> list[str]:
             f"{test['num_gained']} wrong ones right (McNemar's test: p = {test['p_value']:.2g})."
         )
     for name, found in (row.get("fidelity") or {}).items():
-        if found["sqnr_db"] is None and found["max_abs_error"] == 0:
+        if found["max_abs_error"] == 0 and found["sqnr_db"] is None:
             sentences.append(f"Output {name} is the same to the last bit.")
-        elif found["sqnr_db"] is not None:
+        elif found["sqnr_db"] is not None and found["mean_abs_error"] is not None:
             sentences.append(
                 f"Output {name} differs by {found['mean_abs_error']:.2g} on average and "
                 f"{found['max_abs_error']:.2g} at most; the signal is {found['sqnr_db']:.0f} dB "

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.distillation.rebuilding import Tensor, graph_of, nodes_of, rebuilt
-from tfopt.errors import InputError
-from tfopt.graph import first_line
+from tfopt.errors import InputError, first_line
 from tfopt.train.layers import Layer
 from tfopt.variant import Value
 

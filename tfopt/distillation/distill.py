@@ -26,6 +26,7 @@ from tfopt.distillation.students import KERAS_FILES, make_student
 from tfopt.distillation.teacher import Teacher
 from tfopt.distillation.views import Chain, CropAndFlip, Mixup, View
 from tfopt.errors import InputError
+from tfopt.keras_files import load_keras_file
 from tfopt.output_folder import Contents
 from tfopt.progress import Progress
 from tfopt.train import several_workers, training_data
@@ -97,6 +98,7 @@ def distill(
     jit_compile: bool = False,
     seed: int = 0,
     custom_objects: str | None = None,
+    trust_model: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -133,6 +135,7 @@ def distill(
       jit_compile: compile the training step with XLA.
       seed: of weights, order of examples, views and the like.
       custom_objects: `package.module` with layers and functions that files need.
+      trust_model: whether Python code that is stored in Keras files may run.
       resume: go on with what an interrupted run left.
       overwrite: replace the output, and delete what an earlier run left.
       quiet: print no progress.
@@ -155,8 +158,8 @@ def distill(
     progress = Progress(quiet)
     strategy = several_workers.strategy()
     with contextlib.nullcontext() if strategy is None else strategy.scope():
-        taught_by = _teachers(teachers, custom_objects)
-        model = _student(student, taught_by, custom_objects, seed)
+        taught_by = _teachers(teachers, custom_objects, trust_model)
+        model = _student(student, taught_by, custom_objects, trust_model, seed)
         if precision != "float32":
             model = set_precision(model, precision, keep_float32)
     identity = {
@@ -175,6 +178,8 @@ def distill(
         progress=progress,
     )
     found = training_data.read(data, model, needs_labels=False)
+    for note in found.notes:
+        progress.say(f"Note: {note}")
     examined = first_inputs(found.train["x"])[1]
     keras = framework_of(model)
     with contextlib.nullcontext() if strategy is None else strategy.scope():
@@ -239,7 +244,7 @@ def _check_num_views(view: View | None, num_views: int | None, cache: bool) -> N
         raise InputError(f"num_views is {num_views}; expected 1 or more.")
 
 
-def _teachers(teachers: Any, custom_objects: str | None) -> list[Teacher]:
+def _teachers(teachers: Any, custom_objects: str | None, trust_model: bool) -> list[Teacher]:
     found = _as_list(teachers)
     if not found:
         raise InputError("There is no teacher; give one model, or several.")
@@ -247,7 +252,7 @@ def _teachers(teachers: Any, custom_objects: str | None) -> list[Teacher]:
     for each in found:
         if isinstance(each, (str, Path)) and Path(each).suffix.lower() in KERAS_FILES:
             path = sources.check_path(each)
-            each = sources.load_keras_file(path, custom_objects, compile=False)
+            each = load_keras_file(path, custom_objects, compile=False, trust_model=trust_model)
         made.append(each if isinstance(each, Teacher) else Teacher(each))
     return made
 
@@ -266,7 +271,13 @@ def _examples(data: TrainingData) -> Any:
     return tuple(data.train.get(name) for name in ("x", "y", "sample_weight"))
 
 
-def _student(spec: Any, teachers: Sequence[Teacher], custom_objects: str | None, seed: int) -> Any:
+def _student(
+    spec: Any,
+    teachers: Sequence[Teacher],
+    custom_objects: str | None,
+    trust_model: bool,
+    seed: int,
+) -> Any:
     known = [each.keras_model for each in teachers if each.keras_model is not None]
     framework = framework_of(known[0]) if known else None
     import keras
@@ -277,6 +288,7 @@ def _student(spec: Any, teachers: Sequence[Teacher], custom_objects: str | None,
         known[0] if known else None,
         framework="keras" if framework is None else framework.__name__,
         custom_objects=custom_objects,
+        trust_model=trust_model,
     )
 
 

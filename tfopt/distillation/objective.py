@@ -19,8 +19,7 @@ from tfopt.distillation.losses import (
 )
 from tfopt.distillation.taps import TappedModel, logits_under
 from tfopt.distillation.teacher import Taught, Teacher, activation_of
-from tfopt.errors import InputError
-from tfopt.graph import first_line
+from tfopt.errors import InputError, first_line
 from tfopt.train.layers import Layer, framework_of
 
 MAX_LOST_SHARE = 0.1  # of probabilities that were rounded to 0, under a temperature

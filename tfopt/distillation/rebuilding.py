@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tfopt.errors import InputError
-from tfopt.graph import first_line
+from tfopt.errors import InputError, first_line
 from tfopt.logs import only_errors
 from tfopt.train import copies
 from tfopt.train.layers import Layer, framework_of, is_model, settle_model, walk

@@ -12,8 +12,8 @@ from tfopt.distillation.applications import application
 from tfopt.distillation.narrower import Narrowing
 from tfopt.distillation.rebuilding import graph_of, rebuilt
 from tfopt.distillation.shallower import left_out
-from tfopt.errors import InputError
-from tfopt.graph import first_line
+from tfopt.errors import InputError, first_line
+from tfopt.keras_files import load_keras_file
 from tfopt.train.layers import Layer, is_model
 from tfopt.variant import Value, Variant
 
@@ -33,6 +33,7 @@ def make_student(
     num_classes: int | None = None,
     framework: str = "keras",
     custom_objects: str | None = None,
+    trust_model: bool = False,
 ) -> Layer:
     """Makes or loads a student, uncompiled if it comes from a file, the teacher or a name.
 
@@ -54,6 +55,7 @@ def make_student(
       num_classes: for a name; by default the teacher's.
       framework: `keras` or `tf_keras`, for a name.
       custom_objects: `package.module` with layers and functions that a file needs.
+      trust_model: whether Python code that is stored in a file may run.
 
     Raises:
       InputError: when there is no such student, or it cannot be made.
@@ -69,14 +71,14 @@ def make_student(
         )
     text = str(spec).strip()
     if isinstance(spec, Path) or _is_path(text):
-        return _loaded(Path(text), custom_objects, "student")
+        return _loaded(Path(text), custom_objects, trust_model, "student")
     if ":" in text:
         return _called(_function(text), f"Student {text}")
     name, options = _parsed(text)
     if isinstance(teacher, (str, Path)):
         is_keras = Path(teacher).suffix.lower() in KERAS_FILES
         if is_keras or name == "teacher":
-            teacher = _loaded(Path(teacher), custom_objects, "teacher")
+            teacher = _loaded(Path(teacher), custom_objects, trust_model, "teacher")
     if name == "teacher":
         return _smaller(text, options, teacher)
     return _named(text, name, options, teacher, input_shape, num_classes, framework)
@@ -191,13 +193,13 @@ def _is_path(text: str) -> bool:
     return is_file or "/" in text or path.exists()
 
 
-def _loaded(path: Path, custom_objects: str | None, role: str) -> Layer:
+def _loaded(path: Path, custom_objects: str | None, trust_model: bool, role: str) -> Layer:
     if source.check_path(path).suffix.lower() not in KERAS_FILES:
         raise InputError(
             f"{path} cannot be a {role} that is made or trained with Keras: it is no .keras or "
             ".h5 file; give one of these."
         )
-    return source.load_keras_file(path, custom_objects, compile=False)
+    return load_keras_file(path, custom_objects, compile=False, trust_model=trust_model)
 
 
 def _function(text: str) -> Callable[[], Any]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import runtimes, source
+from tfopt import runtimes, saved_model, source
 from tfopt.artifact import Artifact
 from tfopt.distillation.losses import logits_of
 from tfopt.distillation.taps import TappedModel, logits_under
-from tfopt.errors import InputError
-from tfopt.graph import SIGNATURE_KEY, describe_function, first_line, missing_signature
+from tfopt.errors import InputError, first_line
+from tfopt.graph import SIGNATURE_KEY, describe_function, missing_signature
+from tfopt.keras_files import load_keras_file
 from tfopt.runtimes.base import Session
 from tfopt.signature import Signature
 from tfopt.train.layers import check_built, is_model
@@ -216,7 +217,7 @@ def _open(model: Any, features: Sequence[str], signature: str) -> _Model:
         if (path / "artifact.json").is_file():
             model = runtimes.load(Artifact.open(path))
         elif source.check_path(path).suffix.lower() in (".keras", ".h5"):
-            model = source.load_keras_file(path, compile=False)
+            model = load_keras_file(path, compile=False)
         elif path.is_dir():
             _check_untapped(path.name, features)
             return _saved_model(path, signature)
@@ -274,11 +275,9 @@ def _hash(model: Any) -> str:
 
 
 def _saved_model(folder: Path, key: str) -> _Model:
-    import tensorflow as tf
-
-    if key not in (known := source.list_signatures(folder)):
+    if key not in (known := saved_model.list_signatures(folder)):
         raise missing_signature(folder, key, known)
-    loaded = tf.saved_model.load(str(folder))
+    loaded = saved_model.load(folder)
     signature = describe_function(loaded.signatures[key], key)
 
     def run(inputs: Any) -> tuple[Sequence[Any], Sequence[Any], dict[str, Any]]:

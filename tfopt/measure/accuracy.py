@@ -1,4 +1,4 @@
-"""Accuracy, agreement with the reference, and tensor error; every example is kept apart.
+"""Accuracy by a metric, and what is lost against the model as saved; every example is kept apart.
 
 Scores are stored example by example, so that a variant is compared with the baseline pair by pair
 (`accuracy_drop`), which tells far smaller differences than two separate means.
@@ -7,37 +7,23 @@ Scores are stored example by example, so that a variant is compared with the bas
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfopt.errors import ConversionError, InputError
-from tfopt.examples import Arrays, Examples, ExampleWriter
+from tfopt.errors import InputError
+from tfopt.examples import Arrays, Examples, ExampleWriter, labels_for
 from tfopt.measure import statistics
+from tfopt.measure.fidelity import DETECTIONS, Comparer, Fidelity, Reference, Sample
 from tfopt.measure.metrics import AGREEMENT, Metric, find_metric
+from tfopt.measure.outputs import QUESTIONS, Kind
 from tfopt.runtimes.base import Session
 
 REFERENCE_BYTES = 1 << 30  # outputs of the reference that are kept to compare tensors with
-
-
-@dataclasses.dataclass(frozen=True)
-class Fidelity:
-    """How near one output comes to the reference's, over all examples that were compared.
-
-    Attributes:
-      agreement: share of equal decisions; NaN where the output makes none.
-      max_abs_error: the largest difference of any value.
-      mean_abs_error: the mean difference of all values.
-      sqnr_db: signal to quantization noise ratio in decibels, 10·log10(Σ reference² / Σ
-        difference²); infinite when nothing differs. Each bit of precision is worth about 6 dB.
-    """
-
-    agreement: float
-    max_abs_error: float
-    mean_abs_error: float
-    sqnr_db: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +36,9 @@ class Evaluation:
       level: of the metric; see `Metric`.
       scores: one an example (for set-level metrics the one number).
       labels: kept for rankings and set-level metrics only.
-      agreement: one an example that was compared with the reference, in 0…1.
-      relative_error: likewise, the norm of the difference over the norm of the reference.
-      max_abs_error: the largest difference of any output value from the reference.
+      lost: of each output, what each example that was compared with the reference lost; see
+        `tfopt.measure.outputs.lost`. A detector's outputs are also compared together, as
+        `DETECTIONS`. Empty for the reference itself.
       outputs: everything that a set-level metric looks at; empty otherwise.
       fidelity: of each output with numbers, by name; empty for the reference itself.
     """
@@ -62,9 +48,7 @@ class Evaluation:
     level: str
     scores: np.ndarray
     labels: np.ndarray
-    agreement: np.ndarray
-    relative_error: np.ndarray
-    max_abs_error: float
+    lost: Arrays = dataclasses.field(default_factory=dict)
     outputs: Arrays = dataclasses.field(default_factory=dict)
     fidelity: dict[str, Fidelity] = dataclasses.field(default_factory=dict)
 
@@ -80,13 +64,14 @@ class Evaluation:
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        nested = ("outputs", "fidelity")
+        nested = ("lost", "outputs", "fidelity")
         values: dict[str, Any] = {
             k: np.asarray(v) for k, v in vars(self).items() if k not in nested
         }
         values.update({f"output:{name}": value for name, value in self.outputs.items()})
+        values.update({f"lost:{name}": value for name, value in self.lost.items()})
         for name, found in self.fidelity.items():
-            values[f"fidelity:{name}"] = np.array(dataclasses.astuple(found))
+            values[f"fidelity:{name}"] = np.array(json.dumps(dataclasses.asdict(found)))
         # Text is kept as bytes: objects would be pickled.
         values = {k: v.astype(bytes) if v.dtype.kind == "O" else v for k, v in values.items()}
         np.savez_compressed(path, **values)
@@ -103,27 +88,22 @@ class Evaluation:
             return {name.removeprefix(prefix): values.pop(name) for name in names}
 
         outputs = nested("output:")
-        fidelity = {k: Fidelity(*v.tolist()) for k, v in nested("fidelity:").items()}
-        for name in ("metric", "level", "higher_is_better", "max_abs_error"):
+        lost = nested("lost:")
+        fidelity = {k: Fidelity(**json.loads(str(v))) for k, v in nested("fidelity:").items()}
+        for name in ("metric", "level", "higher_is_better"):
             values[name] = values[name].item()
-        return cls(**values, outputs=outputs, fidelity=fidelity)
+        return cls(**values, lost=lost, outputs=outputs, fidelity=fidelity)
 
 
 def accuracy_drop(baseline: Evaluation, candidate: Evaluation) -> statistics.Interval:
     """How much worse the candidate is, in absolute points, with one-sided 95 % bounds.
 
     0/1 scores get Tango's score interval, AUC DeLong's, everything else a paired bootstrap.
-    Without labels the drop is the share of examples on which the two disagree (for outputs that
-    are no classes: the relative error), which is the most that a metric of decisions can lose.
+    Without labels the drop is what the answers lost against those of the model as saved, of the
+    output that lost most; see `tfopt.measure.outputs.QUESTIONS`.
     """
     if candidate.metric == AGREEMENT:
-        is_decision = not np.isnan(candidate.agreement).any()
-        lost = 1 - candidate.agreement if is_decision else candidate.relative_error
-        if len(lost) < 2:
-            return _boundless(float(lost.mean()))
-        if is_decision and np.isin(lost, (0, 1)).all():
-            return statistics.paired_proportion_bound(np.ones_like(lost), 1 - lost)
-        return statistics.paired_mean_bound(lost)
+        return _lost(candidate.lost[most_lost(candidate)])
     if candidate.level == "ranking":
         num_positive = np.count_nonzero(candidate.labels)
         if min(num_positive, len(candidate.labels) - num_positive) < 2:
@@ -157,6 +137,27 @@ def accuracy_drop(baseline: Evaluation, candidate: Evaluation) -> statistics.Int
     return statistics.paired_mean_bound(before - after)
 
 
+def most_lost(evaluation: Evaluation) -> str:
+    """The output whose answers lost most; of a detector's outputs all together."""
+    return max(evaluation.lost, key=lambda name: float(evaluation.lost[name].mean()))
+
+
+def question(evaluation: Evaluation) -> str:
+    """What `accuracy_drop` is without labels, in words."""
+    name = most_lost(evaluation)
+    if name == DETECTIONS:
+        return "1 - F1 of the boxes"
+    return f"{QUESTIONS[Kind(evaluation.fidelity[name].kind)]} in output {name!r}"
+
+
+def _lost(lost: np.ndarray) -> statistics.Interval:
+    if len(lost) < 2:
+        return _boundless(float(lost.mean()))
+    if np.isin(lost, (0, 1)).all():
+        return statistics.paired_proportion_bound(np.ones_like(lost), 1 - lost)
+    return statistics.paired_mean_bound(lost)
+
+
 def answers(evaluation: Evaluation) -> np.ndarray | None:
     """Right or wrong for each example, or None when the metric says something else."""
     scores = evaluation.scores
@@ -175,43 +176,80 @@ def evaluate(
     examples: Examples,
     *,
     metric_name: str,
-    output_name: str,
+    output_name: str | None,
     batch_size: int,
-    reference: Examples | None,
+    reference: Reference | None,
     write_reference: Path | None = None,
 ) -> Evaluation:
     """Runs a model over all examples.
+
+    An output without a batch dimension, such as a detector's boxes, belongs to a single example:
+    when the model as saved has one, every model is run example by example.
 
     Args:
       session: the model.
       examples: inputs and labels.
       metric_name: as `find_metric` takes it, or `agreement`.
-      output_name: the output that metric and agreement look at.
+      output_name: the output that the metric looks at; for `agreement` None is all of them.
       batch_size: examples in each run; the session's own where it insists on one.
-      reference: the baseline's outputs; None for the baseline itself.
-      write_reference: where the baseline's outputs go.
+      reference: the outputs of the model as saved; None for that model itself.
+      write_reference: where its outputs go.
 
     Raises:
-      ConversionError: when an output is not finite although the reference's is, or has another
-        shape.
       InputError: when the metric and the labels do not fit.
     """
+    whole = set() if reference is None else reference.whole
+    while True:
+        try:
+            return _evaluate(
+                session, examples, metric_name, output_name,
+                1 if whole else batch_size, reference, write_reference, whole,
+            )  # fmt: skip
+        except _WholeOutputError as found:
+            whole |= found.names
+            if write_reference is not None:
+                shutil.rmtree(write_reference)
+
+
+class _WholeOutputError(Exception):
+    """Outputs turned out to have no batch dimension."""
+
+    def __init__(self, names: set[str]):
+        super().__init__(", ".join(sorted(names)))
+        self.names = names
+
+
+def _evaluate(
+    session: Session,
+    examples: Examples,
+    metric_name: str,
+    output_name: str | None,
+    batch_size: int,
+    reference: Reference | None,
+    write_reference: Path | None,
+    whole: set[str],
+) -> Evaluation:
     found = Metric(AGREEMENT, lambda o, y: None) if metric_name == AGREEMENT else None
     found = found or find_metric(metric_name)
-    compare = _Compare(reference, output_name)
+    compare = None if reference is None else Comparer(reference)
     collect = _Collect(found)
     size = session.signature.batch_size or batch_size
     writer = None if write_reference is None else ExampleWriter(write_reference)
-    written = 0
+    sample, written = Sample(), 0
     for inputs, labels, count in examples.batches(session.signature, size):
-        outputs = {name: _rows(value, count) for name, value in session.run(inputs).items()}
-        compare.add(outputs)
+        outputs = _by_example(session.run(inputs), size, count, whole, reference is None)
+        if compare is not None:
+            compare.add(outputs)
         if writer is not None and written < REFERENCE_BYTES:
+            sample.add(outputs)
             writer.append(outputs)
             written += sum(value.nbytes for value in outputs.values())
-        collect.add(outputs[output_name], outputs, labels)
-    if writer is not None:
+        if output_name is not None:
+            collect.add(outputs[output_name], outputs, labels_for(labels, output_name))
+    if writer is not None and write_reference is not None:
         writer.__exit__()
+        is_class = metric_name in ("top1", "top5")
+        sample.save(write_reference, whole, output_name if is_class else None)
     scores, kept_labels, kept_outputs = collect.finish()
     return Evaluation(
         found.name,
@@ -219,12 +257,39 @@ def evaluate(
         collect.level,
         scores,
         kept_labels,
-        np.concatenate(compare.agreement) if compare.agreement else np.zeros(0),
-        np.concatenate(compare.relative_error) if compare.relative_error else np.zeros(0),
-        compare.max_abs_error,
+        {} if compare is None else _asked(compare, output_name),
         kept_outputs,
-        compare.fidelity(),
+        {} if compare is None else compare.fidelity(),
     )
+
+
+def _asked(compare: Comparer, output_name: str | None) -> Arrays:
+    """What was lost of the outputs that are asked about."""
+    if output_name is not None:
+        return {output_name: compare.lost[output_name]}
+    together = compare.detected if DETECTIONS in compare.lost else ()
+    return {name: lost for name, lost in compare.lost.items() if name not in together}
+
+
+def _by_example(
+    outputs: Arrays, size: int, count: int, whole: set[str], is_reference: bool
+) -> Arrays:
+    """Outputs with one row for each example; the last examples of a batch may be filling.
+
+    Raises:
+      _WholeOutputError: when outputs of the model as saved have another number of rows.
+    """
+    new = {
+        name
+        for name, value in outputs.items()
+        if name not in whole and (not value.ndim or len(value) != size)
+    }
+    if new and is_reference:
+        raise _WholeOutputError(new)
+    return {
+        name: value[None] if name in whole or not value.ndim else value[:count]
+        for name, value in outputs.items()
+    }
 
 
 def _given(outputs: Arrays) -> Any:
@@ -234,11 +299,6 @@ def _given(outputs: Arrays) -> Any:
 
 def _take(outputs: Arrays, indices: np.ndarray) -> Arrays:
     return {name: value[indices] for name, value in outputs.items()}
-
-
-def _rows(value: np.ndarray, count: int) -> np.ndarray:
-    """The first rows of an output; a model without a batch dimension has one row."""
-    return value[:count] if value.ndim else value[None]
 
 
 class _Collect:
@@ -297,97 +357,3 @@ class _Collect:
             if set(np.unique(labels)) != {0, 1}:
                 raise InputError("AUC needs labels 0 and 1, both; use --metric=top1 for classes.")
         return np.concatenate(self._scores) if self._scores else np.zeros(0), labels, {}
-
-
-class _Compare:
-    """Compares outputs with the reference's, as long as that was kept."""
-
-    def __init__(self, reference: Examples | None, output_name: str):
-        self._reference = reference
-        self._output_name = output_name
-        self._start = 0
-        self.agreement: list[np.ndarray] = []
-        self.relative_error: list[np.ndarray] = []
-        self.max_abs_error = math.nan if reference is None else 0.0
-        self._sums: dict[str, _Sums] = {}
-
-    def fidelity(self) -> dict[str, Fidelity]:
-        return {name: sums.fidelity() for name, sums in self._sums.items()}
-
-    def add(self, outputs: Arrays) -> None:
-        if self._reference is None:
-            return
-        count = len(next(iter(outputs.values())))
-        stop = min(self._start + count, self._reference.num_examples)
-        if stop <= self._start:
-            return
-        for name, value in outputs.items():
-            rows = self._reference.read(name, self._start, stop)
-            value = value[: stop - self._start]
-            if value.shape[1:] != rows[0].shape:
-                raise ConversionError(
-                    f"Output {name!r} has shape {value.shape[1:]} and the baseline's has "
-                    f"{rows[0].shape}."
-                )
-            self._add_output(name, value, np.stack(rows))
-        self._start = stop
-
-    def _add_output(self, name: str, value: np.ndarray, reference: np.ndarray) -> None:
-        if value.dtype.kind in "OSU":
-            same = (value == reference).reshape(len(value), -1).mean(1)
-            if name == self._output_name:
-                self.agreement.append(same)
-                self.relative_error.append(1 - same)
-            return
-        value = value.astype(np.float64).reshape(len(value), -1)
-        flat = reference.astype(np.float64).reshape(len(reference), -1)
-        if not np.isfinite(value[np.isfinite(flat)]).all():
-            raise ConversionError(
-                f"Output {name!r} holds NaN or infinity, the baseline's does not."
-            )
-        with np.errstate(invalid="ignore"):
-            difference = np.nan_to_num(np.abs(value - flat), nan=0.0, posinf=0.0)
-        self.max_abs_error = max(self.max_abs_error, float(difference.max(initial=0.0)))
-        finite = np.where(np.isfinite(flat), flat, 0.0)
-        agreement = _agreement(value.reshape(reference.shape), reference)
-        self._sums.setdefault(name, _Sums()).add(difference, finite, agreement)
-        if name == self._output_name:
-            norm = np.maximum(np.linalg.norm(finite, axis=1), 1e-12)
-            self.relative_error.append(np.linalg.norm(difference, axis=1) / norm)
-            self.agreement.append(agreement)
-
-
-class _Sums:
-    """What `Fidelity` is computed from, batch by batch."""
-
-    def __init__(self) -> None:
-        self._agreement: list[np.ndarray] = []
-        self._max = self._sum = self._noise = self._signal = 0.0
-        self._count = 0
-
-    def add(self, difference: np.ndarray, reference: np.ndarray, agreement: np.ndarray) -> None:
-        self._agreement.append(agreement)
-        self._max = max(self._max, float(difference.max(initial=0.0)))
-        self._sum += float(difference.sum())
-        self._noise += float(np.square(difference).sum())
-        self._signal += float(np.square(reference).sum())
-        self._count += difference.size
-
-    def fidelity(self) -> Fidelity:
-        sqnr = math.inf
-        if self._noise:
-            sqnr = 10 * math.log10(self._signal / self._noise) if self._signal else -math.inf
-        mean = self._sum / self._count if self._count else math.nan
-        return Fidelity(float(np.concatenate(self._agreement).mean()), self._max, mean, sqnr)
-
-
-def _agreement(value: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The share of decisions that are equal, for each example; NaN where there are none."""
-    is_float = reference.dtype.kind in "fV"  # bfloat16 is V to NumPy
-    if reference.ndim >= 2 and reference.shape[-1] > 1 and is_float:
-        same = value.argmax(-1) == reference.argmax(-1)
-    elif reference.dtype.kind in "iub":
-        same = value == reference
-    else:
-        return np.full(len(reference), np.nan)
-    return same.reshape(len(same), -1).mean(1)

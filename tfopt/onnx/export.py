@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.errors import ConversionError
-from tfopt.graph import FrozenGraph, first_line
+from tfopt.errors import ConversionError, first_line
+from tfopt.graph import FrozenGraph
 
 OPSET = 17  # the last that TensorRT 8.6 reads; nothing that later ones add is of use here
 _FOLDED = re.compile(r"const_fold_opt__\d+")

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.errors import ConversionError, InputError
-from tfopt.graph import first_line
+from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.half_graph import FLOAT16_LIMIT
 from tfopt.onnx.opset import raise_opset
 from tfopt.onnx.quantize import QDQ, store_int8_weights

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tfopt.errors import ConversionError
-from tfopt.graph import first_line
+from tfopt.errors import ConversionError, first_line
 
 IR_VERSION = 9  # came with opset 19
 

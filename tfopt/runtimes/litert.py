@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tfopt.artifact import Artifact
-from tfopt.errors import ConversionError, InputError
-from tfopt.graph import SIGNATURE_KEY, first_line
+from tfopt.errors import ConversionError, InputError, first_line
+from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure.suitability import Suitability
 from tfopt.runtimes.base import (
     Activation,

@@ -15,8 +15,7 @@ import numpy as np
 
 from tfopt import cuda, half_graph
 from tfopt.artifact import Artifact
-from tfopt.errors import ConversionError, InputError
-from tfopt.graph import first_line
+from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.measure import environment, suitability
 from tfopt.measure.suitability import Suitability
 from tfopt.onnx import half, quantize

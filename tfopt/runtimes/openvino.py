@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tfopt.artifact import Artifact
-from tfopt.errors import ConversionError
-from tfopt.graph import SIGNATURE_KEY, first_line
+from tfopt.errors import ConversionError, first_line
+from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure import environment, suitability
 from tfopt.measure.suitability import Suitability
 from tfopt.runtimes.base import (

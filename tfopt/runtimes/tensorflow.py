@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from tfopt import gpu_function, half_graph
+from tfopt import gpu_function, half_graph, saved_model
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.gpu_function import GpuFunction
@@ -43,7 +43,7 @@ class TensorFlowSession(Session):
 
         if num_threads is not None:
             _set_threads(num_threads)
-        self._loaded = tf.saved_model.load(str(artifact.folder / FOLDER))
+        self._loaded = saved_model.load(artifact.folder / FOLDER)
         self._function = self._loaded.signatures[artifact.signature.key]
         self._constant = tf.constant
         self._on_gpu = GpuFunction(self._function) if gpu_function.missing() is None else None
@@ -115,7 +115,9 @@ class TensorFlow(Runtime):
                 use_per_session_threads=True,
             )
         with tf.compat.v1.Session(graph=tf.Graph(), config=config) as session:
-            loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+            loaded = tf.compat.v1.saved_model.load(
+                session, saved_model.tags_of(folder), str(folder)
+            )
             signature = loaded.signature_def[artifact.signature.key]
             outputs = [value.name for value in signature.outputs.values()]
             for index, batch in enumerate((batches[0], *batches)):

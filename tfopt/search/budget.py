@@ -27,12 +27,16 @@ class Budget:
       max_latency_ms: median time of one inference at the batch size of the search.
       max_size_bytes: of the model files.
       max_memory_bytes: most memory of a process that loads and runs the model.
+      min_sqnr_db: least signal to noise ratio of every output against the model as saved, in
+        decibels; a variant below it is `wrong`. None takes the limit of each precision; see
+        `tfopt.measure.gate.LIMITS_DB`.
     """
 
     max_accuracy_drop: float | None = 0.01
     max_latency_ms: float | None = None
     max_size_bytes: int | None = None
     max_memory_bytes: int | None = None
+    min_sqnr_db: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():

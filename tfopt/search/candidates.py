@@ -10,6 +10,7 @@ from tfopt.measure import environment
 from tfopt.variant import Variant
 
 OWN_RUNTIME = {"saved_model": "tensorflow", "tflite": "litert", "onnx": "onnxruntime"}
+NOT_FROZEN = "It starts from the frozen graph, and this model cannot be frozen."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +44,13 @@ class Plan:
         return {variant: reason for variant, reason in found.items() if reason}
 
 
-def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:
+def plan(kind: str, requested: Sequence[str] | None = None, not_frozen: str | None = None) -> Plan:
     """Plans a search.
 
     Args:
       kind: of the source.
       requested: variants and patterns; None tries everything that suits this machine.
+      not_frozen: why the source has no frozen graph, which all start from but the model as saved.
 
     Raises:
       InputError: when a requested variant is unknown.
@@ -79,6 +81,9 @@ def plan(kind: str, requested: Sequence[str] | None = None) -> Plan:
             skipped[variant] = reason
         else:
             candidates.append(variant)
+    if not_frozen is not None:
+        skipped |= dict.fromkeys((*baselines[1:], *candidates), NOT_FROZEN)
+        del baselines[1:], candidates[:]
     return Plan(tuple(baselines), tuple(candidates), skipped)
 
 

@@ -27,6 +27,7 @@ class Options:
       signature: of a SavedModel.
       custom_objects: module with the Keras layers and functions that the file needs.
       import_modules: modules that register TensorFlow custom ops.
+      trust_model: whether Python code that is stored in a Keras file (a Lambda layer) may run.
       num_calibration: examples to calibrate with.
       max_timing_s: seconds after which a timing ends, however wide its interval.
       interval_width: of a speed-up's 95 % interval, as a share of it; a timing ends when it is
@@ -48,6 +49,7 @@ class Options:
     signature: str = SIGNATURE_KEY
     custom_objects: str | None = None
     import_modules: tuple[str, ...] = ()
+    trust_model: bool = False
     num_calibration: int = datasets.NUM_CALIBRATION
     max_timing_s: float = latency.MAX_S
     interval_width: float = latency.INTERVAL_WIDTH

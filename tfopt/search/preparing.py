@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tfopt import dataset as datasets
-from tfopt import source as sources
+from tfopt import live, source_check
 from tfopt.dataset import Dataset
 from tfopt.errors import ConversionError, InputError
+from tfopt.examples import labels_for
+from tfopt.first_examples import first_examples
 from tfopt.isolation import Worker
 from tfopt.measure import environment, metrics
 from tfopt.progress import Progress
@@ -21,6 +23,7 @@ from tfopt.search.ledger import Ledger
 from tfopt.search.options import Options
 from tfopt.search.run import Run
 from tfopt.source import Source
+from tfopt.streams import open_text
 
 
 def prepare(
@@ -50,7 +53,10 @@ def prepare(
     """
     shutil.rmtree(folder / "best", ignore_errors=True)
     progress.say("Reading the model …")
-    source = _prepare_source(folder, model, options, converter)
+    if isinstance(data, (str, Path)):
+        data = open_text(str(data))
+    example = first_examples(data) if source_check.is_keras(model) else None
+    source = _prepare_source(folder, model, options, converter, example)
     fixed = source.signature.batch_size
     if fixed not in (None, options.batch_size):
         raise InputError(
@@ -66,12 +72,23 @@ def prepare(
         seed=options.seed,
         num_calibration=options.num_calibration,
     )
+    try:
+        source_check.check_model(
+            converter, model, source, dataset,
+            example=example,
+            custom_objects=options.custom_objects,
+            trust_model=options.trust_model,
+        )  # fmt: skip
+    except ConversionError as error:
+        raise InputError(f"The model cannot be run on this data: {error}") from error
     for note in (*source.notes, *dataset.notes):
         progress.say(f"Note: {note}")
-    output_name = _choose_output(source, options.output_name, dataset.has_labels)
+    is_scored = dataset.has_labels or options.metric is not None
+    wanted = options.output_name or next(iter(dataset.label_names), None)
+    output_name = _choose_output(source, wanted, is_scored)
     metric = options.metric or _choose_metric(source, dataset, output_name)
     progress.say(f"Metric: {metric}.")
-    planned = plan(source.kind, options.variants)
+    planned = plan(source.kind, options.variants, source.not_frozen)
     for variant, reason in planned.unsuited.items():
         progress.say(f"Note: {variant} is tried because it was asked for. {reason}")
     num_threads = options.num_threads or environment.num_cores()
@@ -102,7 +119,9 @@ def prepare(
     )
 
 
-def _prepare_source(folder: Path, model: Any, options: Options, converter: Worker) -> Source:
+def _prepare_source(
+    folder: Path, model: Any, options: Options, converter: Worker, example: Any
+) -> Source:
     """Loads and freezes the model in a worker; a live one is exported here first."""
     source_folder = folder / "source"
     shutil.rmtree(source_folder, ignore_errors=True)
@@ -112,18 +131,20 @@ def _prepare_source(folder: Path, model: Any, options: Options, converter: Worke
         signature=options.signature,
         custom_objects=options.custom_objects,
         import_modules=options.import_modules,
+        trust_model=options.trust_model,
+        example=example,
     )
     try:
         if isinstance(model, Path):
             return freeze(model, source_folder)
         exported = folder / "source_export"
         shutil.rmtree(exported, ignore_errors=True)
-        sources.export(model, exported)
+        live.export(model, exported, example)
         source = freeze(
             exported,
             source_folder,
             name=getattr(model, "name", None) or "model",
-            sha256=sources.hash_live(model),
+            sha256=live.hash_live(model),
         )
         exported.rename(source_folder / "saved_model")
         return dataclasses.replace(source, path=source_folder / "saved_model")
@@ -131,21 +152,23 @@ def _prepare_source(folder: Path, model: Any, options: Options, converter: Worke
         raise InputError(f"The model cannot be loaded: {error}") from error
 
 
-def _choose_output(source: Source, wanted: str | None, has_labels: bool) -> str:
-    """The output that the metric looks at."""
+def _choose_output(source: Source, wanted: str | None, is_scored: bool) -> str | None:
+    """The output that the metric looks at; None is all of them, where there is no metric."""
     names = source.signature.output_names
     if wanted is not None and wanted not in names:
         raise InputError(f"No output {wanted!r}; the model's outputs are: {', '.join(names)}.")
-    if wanted is None and len(names) > 1 and has_labels:
+    if wanted is None and len(names) > 1 and is_scored:
         raise InputError(
             f"The model has outputs {', '.join(names)}; say which one the labels belong to with "
             "--output_name."
         )
-    return wanted or names[0]
+    return wanted or (names[0] if is_scored else None)
 
 
-def _choose_metric(source: Source, dataset: Dataset, output_name: str) -> str:
+def _choose_metric(source: Source, dataset: Dataset, output_name: str | None) -> str:
     """The metric that fits the labels."""
+    if not dataset.has_labels or output_name is None:
+        return metrics.AGREEMENT
     spec = next(spec for spec in source.signature.outputs if spec.name == output_name)
     _, labels, _ = next(dataset.evaluation.batches(source.signature, 64))
-    return metrics.choose_metric(spec.shape, labels)
+    return metrics.choose_metric(spec.shape, labels_for(labels, output_name))

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tfopt import live
 from tfopt import source as sources
 from tfopt.dataset import Dataset, calibration_batches
-from tfopt.errors import ConversionError
-from tfopt.graph import first_line
+from tfopt.errors import ConversionError, first_line
+from tfopt.keras_files import load_keras_file
 from tfopt.runtimes.base import Arrays
 from tfopt.source import Source
 
@@ -42,6 +43,7 @@ def reestimate(
     precision: str,
     folder: Path,
     custom_objects: str | None = None,
+    trust_model: bool = False,
 ) -> Reestimated | None:
     """Estimates statistics on the calibration examples, as a precision computes them.
 
@@ -52,6 +54,7 @@ def reestimate(
       precision: `bfloat16` and `float16` compute in the mixed policy, everything else in float32.
       folder: gets the new source; must not be there yet.
       custom_objects: module with what the file needs.
+      trust_model: whether Python code that is stored in the file may run.
 
     Returns:
       None when statistics hardly change, or there are none, so that nothing is to be won.
@@ -63,7 +66,7 @@ def reestimate(
     from tfopt.train.precision import set_precision
 
     if isinstance(model, Path):
-        model = sources.load_keras_file(model, custom_objects, compile=False)
+        model = load_keras_file(model, custom_objects, compile=False, trust_model=trust_model)
     if not has_batchnorm(model):
         return None
     try:
@@ -74,7 +77,7 @@ def reestimate(
     shift, layer = largest_shift(model, copy)
     if not shift > MIN_SHIFT:
         return None
-    sources.export(copy, folder / "model")
+    live.export(copy, folder / "model")
     return Reestimated(sources.prepare(folder / "model", folder / "source"), layer, shift)
 
 

@@ -64,7 +64,7 @@ class RemoteSession:
         return self._worker.call("tfopt.search.steps:device_seconds", self._folder, num_runs)
 
     def evaluate(
-        self, metric: str, output_name: str, reference_folder: Path, evaluation_file: Path
+        self, metric: str, output_name: str | None, reference_folder: Path, evaluation_file: Path
     ) -> None:
         """See `steps.evaluate`."""
         self._worker.call(

@@ -11,9 +11,10 @@ from typing import Any
 
 from tfopt.compare.comparison import Comparison
 from tfopt.compare.text import plain
-from tfopt.measure import accuracy, environment, latency, statistics
+from tfopt.measure import accuracy, environment, gate, latency, statistics
 from tfopt.measure.accuracy import Evaluation
 from tfopt.measure.diagnosis import Diagnosis
+from tfopt.measure.metrics import AGREEMENT
 from tfopt.search.budget import Budget
 from tfopt.search.reestimation import Gain
 from tfopt.search.run import Run
@@ -49,6 +50,10 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
         }
     if (reason := run.failure(variant)) is not None:
         return values | {"status": "failed", "reason": reason}
+    if run.is_evaluated(variant) and (reason := wrong(run, variant)) is not None:
+        _add_diagnosis(run, values, variant)
+        _add_accuracy(run, values, variant)
+        return values | {"status": "wrong", "reason": reason, "notes": notes}
     timed, cold = run.timed(variant), run.ledger.get("cold_start", variant) or {}
     if timed is None:
         return values | {"status": "skipped", "reason": "The search has not come to it yet."}
@@ -72,6 +77,18 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
         "reason": reason or " ".join(notes),
         "notes": notes,
     }
+
+
+def wrong(run: Run, variant: Variant) -> str | None:
+    """Why an evaluated variant is not the model any more, in one sentence, or None."""
+    if variant == run.as_saved:
+        return None
+    fidelity = _open_evaluation(run.evaluation_file(variant)).fidelity
+    if variant.student:  # another model by intention
+        return gate.what_is_wrong(fidelity, None)
+    limit = gate.limit_db(variant.precision, has_tf32=bool(environment.gpus()))
+    chosen = run.budget.min_sqnr_db
+    return gate.what_is_wrong(fidelity, limit if chosen is None else chosen)
 
 
 def _root(variant: Variant) -> str:
@@ -111,9 +128,11 @@ def _add_accuracy(
     values["accuracy"] = evaluation.accuracy
     if variant == run.as_saved:
         return None, 0
-    mean = float(evaluation.agreement.mean()) if len(evaluation.agreement) else math.nan
-    values["agreement"] = None if math.isnan(mean) else mean
-    values["max_abs_error"] = evaluation.max_abs_error
+    found = evaluation.fidelity.values()
+    agreements = [item.agreement for item in found if not math.isnan(item.agreement)]
+    errors = [item.max_abs_error for item in found if not math.isnan(item.max_abs_error)]
+    values["agreement"] = min(agreements, default=None)
+    values["max_abs_error"] = max(errors, default=None)
     values["fidelity"] = {
         name: {key: plain(value) for key, value in dataclasses.asdict(found).items()}
         for name, found in evaluation.fidelity.items()
@@ -126,10 +145,13 @@ def _add_accuracy(
             "num_gained": int((~before & after).sum()),
             "p_value": statistics.mcnemar(before, after),
         }
+    if evaluation.metric == AGREEMENT:
+        values["question"] = accuracy.question(evaluation)
     drop = _accuracy_drop(run.evaluation_file(run.as_saved), run.evaluation_file(variant))
     values["accuracy_drop"] = drop.estimate
     values["accuracy_drop_high"] = drop.high if math.isfinite(drop.high) else None
-    num_examples = max(len(evaluation.scores), len(evaluation.labels), len(evaluation.agreement))
+    num_compared = max((len(lost) for lost in evaluation.lost.values()), default=0)
+    num_examples = max(len(evaluation.scores), len(evaluation.labels), num_compared)
     # The unchanged model is a legal answer whatever its rounding does to a close call.
     return (None if variant in run.plan.baselines else drop), num_examples
 
@@ -145,13 +167,24 @@ def _add_diagnosis(run: Run, values: dict[str, Any], variant: Variant) -> None:
     values |= {"diagnosis": list(found.sentences), "layers": found.slowest(NUM_LAYERS)}
 
 
-@functools.cache
 def _open_evaluation(path: Path) -> Evaluation:
+    return _opened(path, path.stat().st_mtime_ns)
+
+
+def _accuracy_drop(baseline: Path, candidate: Path) -> statistics.Interval:
+    return _drop(baseline, candidate, baseline.stat().st_mtime_ns, candidate.stat().st_mtime_ns)
+
+
+# Another search may write other evaluations under the same names.
+@functools.lru_cache(maxsize=256)
+def _opened(path: Path, changed_ns: int) -> Evaluation:
+    del changed_ns
     return Evaluation.open(path)
 
 
-@functools.cache
-def _accuracy_drop(baseline: Path, candidate: Path) -> statistics.Interval:
+@functools.lru_cache(maxsize=1024)
+def _drop(baseline: Path, candidate: Path, *changed_ns: int) -> statistics.Interval:
+    del changed_ns
     return accuracy.accuracy_drop(_open_evaluation(baseline), _open_evaluation(candidate))
 
 
@@ -202,11 +235,18 @@ def _summarize(rows: Sequence[dict[str, Any]], details: dict[str, Any], budget: 
     as_saved, chosen = by_name[details["as_saved"]], by_name.get(details["chosen"])
     if chosen is None:
         return _summarize_nothing(rows, measured, budget)
+    is_faster = chosen["variant"] != details["baseline"]
     parts = [
         f"{chosen['variant']} is the fastest of {len(measured)} measured variants inside the "
-        f"budget: {chosen['median_ms']:.3g} ms at batch size {chosen['batch_size']} with "
-        f"{chosen['num_threads']} threads."
+        "budget:"
+        if is_faster
+        else f"Nothing inside the budget is proven faster than {chosen['variant']}, the unchanged "
+        "model:"
     ]
+    parts.append(
+        f"{chosen['median_ms']:.3g} ms at batch size {chosen['batch_size']} with "
+        f"{chosen['num_threads']} threads."
+    )
     if chosen.get("device_ms") is not None:
         parts.append(
             "That contains the copies to the GPU and back; without them the GPU takes "
@@ -217,20 +257,24 @@ def _summarize(rows: Sequence[dict[str, Any]], details: dict[str, Any], budget: 
         parts.append(details["students"][student])
     others = [name for name in details["finalists"] if name != chosen["variant"]]
     if others:
-        parts.append(f"It won a final run side by side with {', '.join(others)}.")
-    if chosen is not as_saved:
+        how = "It won a final run" if is_faster else "It was timed in a final run"
+        parts.append(f"{how} side by side with {', '.join(others)}.")
+    if chosen is not as_saved and not is_faster:
+        speedup = chosen["speedup"] / as_saved["speedup"]
+        parts.append(f"It is {speedup:.1f} times as fast as the model as saved.")
+    elif chosen is not as_saved:
         parts.append(
             f"It is {chosen['speedup'] / as_saved['speedup']:.1f} times as fast as the model "
             f"as saved, and {chosen['speedup']:.2f} times (95 % interval "
             f"{chosen['speedup_low']:.2f} to {chosen['speedup_high']:.2f}) as fast as the "
             f"baseline {details['baseline']}, the fastest unchanged way of running it."
         )
-    if chosen.get("accuracy_drop") is not None:
+    if is_faster and chosen.get("accuracy_drop") is not None:
         what = (
             f"{details['metric']} is {chosen['accuracy']:.4g} against {as_saved['accuracy']:.4g}"
             if chosen.get("accuracy") is not None
-            else f"Measured against the model's own outputs, {details['metric']} "
-            f"is {1 - chosen['accuracy_drop']:.4g}"
+            else f"Against the model's own outputs, {chosen['question']} is "
+            f"{chosen['accuracy_drop']:.4g}"
         )
         high = chosen.get("accuracy_drop_high")
         bound = f" (the drop is at most {high:.4g}, 95 % bound)" if high is not None else ""

@@ -28,7 +28,7 @@ class Run:
       ledger: finished steps.
       budget: the limits.
       metric: name of the metric.
-      output_name: the output that it looks at.
+      output_name: the output that it looks at; None is all of them, without labels.
       batch_size: of the timings.
       num_threads: of every runtime.
       seed: of the order of timings.
@@ -43,7 +43,7 @@ class Run:
     ledger: Ledger
     budget: Budget
     metric: str
-    output_name: str
+    output_name: str | None
     batch_size: int
     num_threads: int
     seed: int
@@ -96,6 +96,11 @@ class Run:
     def evaluation_file(self, variant: Variant) -> Path:
         """Where a variant's scores lie."""
         return self.folder / "evaluations" / f"{variant.slug}.npz"
+
+    def is_evaluated(self, variant: Variant) -> bool:
+        """Whether a variant's scores are those of this search."""
+        record = self.ledger.get("measure", variant)
+        return record is not None and record["reason"] is None
 
     def diagnosis_file(self, variant: Variant) -> Path:
         """Where it lies what was found inside a variant."""

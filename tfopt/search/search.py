@@ -135,7 +135,11 @@ class Search:
 
     def _time_pilot(self, run: Run) -> Timed:
         """Times all that run side by side; when that fails, without the last of them."""
-        running = [variant for variant in run.plan.baselines if run.failure(variant) is None]
+        running = [
+            variant
+            for variant in run.plan.baselines
+            if run.failure(variant) is None and results.wrong(run, variant) is None
+        ]
         try:
             with self.workers.opened(run, running) as sessions:
                 return time_sessions(run, self.options, "pilot", sessions)
@@ -156,10 +160,14 @@ class Search:
         self._report(run, variant, is_new)
 
     def _report(self, run: Run, variant: Variant, is_new: bool) -> None:
-        reason, timed = run.failure(variant), run.timed(variant)
-        if timed is None:
+        if (reason := run.failure(variant)) is not None:
             self.progress.finish(f"{variant}: failed, {reason}", is_new=is_new)
             return
+        if (reason := results.wrong(run, variant)) is not None:
+            self.progress.finish(f"{variant}: wrong, {reason}", is_new=is_new)
+            return
+        timed = run.timed(variant)
+        assert timed is not None
         text = f"{timed['speedup']:.2f} × the baseline"
         if variant == run.baseline:
             text = "the baseline"
@@ -225,7 +233,7 @@ class Search:
                         run.reference_folder,
                         run.evaluation_file(variant),
                     )
-                    if len(sessions) > 1:
+                    if len(sessions) > 1 and results.wrong(run, variant) is None:
                         timed = time_sessions(run, self.options, variant.slug, sessions)
                         baseline, name = sessions
                         values |= figures(timed, baseline, name, variant.slug)
@@ -286,6 +294,7 @@ class Search:
                         self.options.distill_batch_size,
                         run.seed,
                         self.options.custom_objects,
+                        self._trusts(model),
                     )
                     examples = students.check_data(data)
                     teacher = students.teacher_file(model, self.folder / "students")
@@ -306,12 +315,16 @@ class Search:
         origin = students.origin(text, run.source.name, self.options.distill_epochs)
         run.students[name] = self.workers.converter.call(
             "tfopt.search.students:prepare",
-            folder, run.source, name, origin, self.options.custom_objects,
+            folder, run.source, name, origin, self.options.custom_objects, self._trusts(model),
         )  # fmt: skip
         self.progress.start(len(variants))
         for variant in variants:
             self._try(run, variant)
             results.write(run)
+
+    def _trusts(self, model: Any) -> bool:
+        """Whether files of the model may hold Python code: what this process saved may."""
+        return self.options.trust_model or not isinstance(model, Path)
 
     def _reestimate(self, run: Run, model: Any) -> None:
         """Tries whether new statistics of batch normalisation win accuracy back."""
@@ -345,7 +358,10 @@ class Search:
         """What a variant of the model with new statistics has won, if it has."""
         folder = self.folder / "source" / "reestimated" / precision
         shutil.rmtree(folder, ignore_errors=True)
-        arguments = (model, run.source, run.dataset, precision, folder, self.options.custom_objects)
+        arguments = (
+            model, run.source, run.dataset, precision, folder,
+            self.options.custom_objects, self.options.trust_model,
+        )  # fmt: skip
         if isinstance(model, Path):
             name = "tfopt.search.reestimation:reestimate"
             found = self.workers.converter.call(name, *arguments)
@@ -381,7 +397,7 @@ class Search:
         This comes last and without the converter, so that few large processes live at a time.
         """
         for variant in (*run.plan.baselines, *run.candidates):
-            if run.failure(variant) is not None or run.ledger.get("cold_start", variant):
+            if run.timed(variant) is None or run.ledger.get("cold_start", variant):
                 continue
             self.progress.say(f"Cold start of {variant} …")
             with self._clock() as clock, self.workers.measuring(variant) as worker:
@@ -404,7 +420,8 @@ class Search:
         if record is not None:
             return record["order"]
         tried = (*run.plan.baselines, *run.candidates)
-        order = finalists.choose([results.row(run, variant) for variant in tried])
+        earlier = [results.row(run, variant) for variant in tried]
+        order = finalists.choose(earlier, str(run.baseline))
         rows: dict[str, Any] = {}
         with self._clock() as clock:
             if len(order) > 1:
@@ -417,9 +434,10 @@ class Search:
                     rows = {
                         name: figures(timed, str(run.baseline), name, "final") for name in sessions
                     }
-                    order.sort(key=lambda name: rows[name]["speedup"], reverse=True)
                 except ConversionError as error:
                     self.progress.say(f"The final run failed, the earlier times count: {error}")
+                known = rows or {values["variant"]: values for values in earlier}
+                order = finalists.rank(order, known, str(run.baseline))
         run.ledger.add("final", order=order, rows=rows, **clock)
         return order
 

@@ -23,10 +23,9 @@ from tfopt.dataset import (
     count_calibration_shapes,
     some_batches,
 )
-from tfopt.errors import ConversionError, InputError
-from tfopt.examples import Examples
-from tfopt.graph import first_line
+from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.measure import accuracy, diagnosis, environment, gpu, latency, throughput
+from tfopt.measure.fidelity import OUTPUTS_FILE, Reference
 from tfopt.runtimes.base import Conversion, Runtime, Session
 from tfopt.source import Source
 from tfopt.trt.spec import EngineOptions
@@ -332,7 +331,7 @@ def evaluate(
     data: Dataset,
     *,
     metric: str,
-    output_name: str,
+    output_name: str | None,
     batch_size: int,
     reference_folder: Path,
     evaluation_file: Path,
@@ -342,7 +341,7 @@ def evaluate(
     The first session that is evaluated is the reference: its outputs go to `reference_folder`.
     """
     session = _open[str(folder)].session
-    is_reference = not (reference_folder / "index.json").exists()
+    is_reference = not (reference_folder / OUTPUTS_FILE).exists()
     declared = runtimes.precision_of(session.artifact.variant)
     accuracy.evaluate(
         session,
@@ -352,7 +351,7 @@ def evaluate(
         batch_size=batch_size
         if declared.is_batch_dependent
         else max(batch_size, EVALUATION_BATCH_SIZE),
-        reference=None if is_reference else Examples(reference_folder),
+        reference=None if is_reference else Reference.open(reference_folder),
         write_reference=reference_folder if is_reference else None,
     ).save(evaluation_file)
 

@@ -12,9 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfopt import live
 from tfopt import source as sources
-from tfopt.dataset import LABELS, in_memory
-from tfopt.errors import ConversionError, InputError, ResultError
+from tfopt.dataset import in_memory
+from tfopt.errors import MAX_REASON, ConversionError, InputError, ResultError, first_line
+from tfopt.examples import is_input_column, is_label_column, output_of
+from tfopt.keras_files import load_keras_file
 from tfopt.npz import NpzFile
 from tfopt.progress import Progress, duration
 from tfopt.source import Source
@@ -34,6 +37,7 @@ class Training:
     batch_size: int
     seed: int
     custom_objects: str | None
+    trust_model: bool
 
 
 def name_of(text: str) -> str:
@@ -111,7 +115,14 @@ def teacher_file(model: Any, folder: Path) -> Path:
     file = folder.absolute() / "teacher.keras"
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        model.save(file)
+        try:
+            model.save(file)
+        except Exception as error:  # classes of the user's raise whatever they raise
+            raise InputError(
+                f"Model {model.name!r} cannot be saved for training a student "
+                f"({first_line(error)[:MAX_REASON]}); give its classes get_config, or search from "
+                "its SavedModel."
+            ) from error
     return file
 
 
@@ -132,9 +143,14 @@ def train(teacher: Path, source: Source, data: Any, folder: Path, options: Train
     from tfopt.distillation.students import make_student
     from tfopt.distillation.teacher import Teacher
 
-    train, validation = in_memory(data, source.signature)
+    train, validation, _ = in_memory(data, source.signature)
     try:
-        taught_by = Teacher(teacher, signature=source.signature.key)
+        model: Any = teacher
+        if teacher.suffix.lower() in (".keras", ".h5"):
+            model = load_keras_file(
+                teacher, options.custom_objects, compile=False, trust_model=options.trust_model
+            )
+        taught_by = Teacher(model, signature=source.signature.key)
         inputs, outputs = source.signature.inputs, source.signature.outputs
         single = len(inputs) == len(outputs) == 1
         shape, classes = inputs[0].shape, outputs[0].shape
@@ -147,6 +163,7 @@ def train(teacher: Path, source: Source, data: Any, folder: Path, options: Train
             input_shape=shape[1:] if single and shape else None,
             num_classes=classes[-1] if single and classes else None,
             custom_objects=options.custom_objects,
+            trust_model=options.trust_model,
         )
         file = folder / FILE
         distill(
@@ -168,7 +185,12 @@ def train(teacher: Path, source: Source, data: Any, folder: Path, options: Train
 
 
 def prepare(
-    folder: Path, source: Source, name: str, origin: str, custom_objects: str | None
+    folder: Path,
+    source: Source,
+    name: str,
+    origin: str,
+    custom_objects: str | None,
+    trust_model: bool = False,
 ) -> Source:
     """Freezes a student under the names of the model's inputs and outputs. Called in a worker.
 
@@ -178,7 +200,7 @@ def prepare(
     import tensorflow as tf
 
     file = folder / FILE
-    student = sources.load_keras_file(file, custom_objects, compile=False)
+    student = load_keras_file(file, custom_objects, compile=False, trust_model=trust_model)
     inputs, outputs = source.signature.inputs, source.signature.outputs
     given = list(getattr(student, "inputs", None) or inputs)
     if len(given) != len(inputs):
@@ -203,7 +225,7 @@ def prepare(
         return {spec.name: output for spec, output in zip(outputs, made, strict=True)}
 
     shutil.rmtree(folder / "export", ignore_errors=True)
-    sources.export(serve, folder / "export")
+    live.export(serve, folder / "export")
     found = sources.prepare(
         folder / "export", folder / "source", name=name, sha256=sources.hash_files(file)
     )
@@ -214,11 +236,12 @@ def _as_arrays(train: Mapping[str, Any], validation: Mapping[str, Any] | None) -
     """What `in_memory` read, as `distill` takes it."""
     found = {}
     for part, chunk in (("train", train), ("test", validation or {})):
-        named = {name: array for name, array in chunk.items() if name != LABELS}
+        labels = {output_of(name): array for name, array in chunk.items() if is_label_column(name)}
+        named = {name: array for name, array in chunk.items() if is_input_column(name)}
         for name, array in named.items():
             found[f"{'x' if len(named) == 1 else name}_{part}"] = array
-        if LABELS in chunk:
-            found[f"y_{part}"] = chunk[LABELS]
+        for output, array in labels.items():
+            found[f"{output or 'y'}_{part}"] = array
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from tfopt.graph import first_line
+from tfopt.errors import first_line
 from tfopt.train.copies import custom_objects
 from tfopt.train.layers import Layer, framework_of, policy_name
 from tfopt.train.loss_scaling import scale_state, with_scaling

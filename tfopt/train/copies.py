@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.errors import InputError
-from tfopt.graph import first_line
+from tfopt.errors import InputError, first_line
 from tfopt.train.layers import (
     POLICIES,
     Layer,

@@ -11,6 +11,7 @@ from typing import Any
 
 from tfopt import source as sources
 from tfopt.errors import InputError
+from tfopt.keras_files import load_keras_file
 from tfopt.output_folder import Contents
 from tfopt.progress import Progress
 from tfopt.train import several_workers, training_data
@@ -63,6 +64,7 @@ def fine_tune(
     jit_compile: bool | None = None,
     seed: int = 0,
     custom_objects: str | None = None,
+    trust_model: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -99,6 +101,7 @@ def fine_tune(
         `jit_compile=True`.
       seed: of the order of examples, dropout and the like.
       custom_objects: `package.module` with layers and functions that the file needs.
+      trust_model: whether Python code that is stored in the file, as of Lambda layers, may run.
       resume: go on with what an interrupted run left in the output folder, in another precision if
         that is asked for.
       overwrite: delete what an earlier run left there.
@@ -132,9 +135,11 @@ def fine_tune(
         progress=progress,
     )
     strategy = several_workers.strategy()
-    load = functools.partial(sources.load_keras_file, path, custom_objects)
+    load = functools.partial(load_keras_file, path, custom_objects, trust_model=trust_model)
     loaded, profile = load(), None
     found = training_data.read(data, loaded)
+    for note in found.notes:
+        progress.say(f"Note: {note}")
     for text in _compile(loaded, found, learning_rate, jit_compile):
         progress.say(text)
     if max_error is not None:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfopt.errors import InputError
-from tfopt.graph import first_line
+from tfopt.errors import InputError, first_line
 from tfopt.measure import latency, statistics
 from tfopt.progress import Progress
 from tfopt.train import copies, layer_times

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.errors import InputError, ResultError
-from tfopt.graph import first_line
+from tfopt.errors import InputError, ResultError, first_line
 from tfopt.keras_callback import KerasCallback
 from tfopt.output_folder import Contents
 from tfopt.progress import Progress

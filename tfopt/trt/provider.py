@@ -21,8 +21,7 @@ from typing import Any
 
 from tfopt.artifact import Artifact
 from tfopt.cuda import OutOfMemoryError
-from tfopt.errors import ConversionError, InputError
-from tfopt.graph import first_line
+from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.logs import copied_stderr
 from tfopt.runtimes.base import Arrays, Session
 from tfopt.trt import free_inputs, memory, provider_library

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfopt.errors import ConversionError
-from tfopt.graph import SIGNATURE_KEY, FrozenGraph, first_line
+from tfopt.errors import ConversionError, first_line
+from tfopt.graph import SIGNATURE_KEY, FrozenGraph
 from tfopt.logs import copied_stderr
 from tfopt.runtimes.base import Arrays
 from tfopt.signature import Signature

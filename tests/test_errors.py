@@ -1,8 +1,8 @@
-"""What is told of errors; the rest of `tfopt.graph` is tested with the runtimes."""
+"""What errors of other libraries are shortened to."""
 
 import pytest
 
-from tfopt.graph import first_line
+from tfopt.errors import first_line
 
 
 def test_the_reason_and_not_where_nodes_were_defined():

@@ -1,0 +1,521 @@
+"""How near a variant's outputs come to those of the model as saved, output by output.
+
+Everything is accumulated batch by batch. Noise is compared with how much the model's own output
+varies from example to example, not with its size: a constant answer has a signal to noise ratio
+of 0 dB at best, however near it is on average.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfopt.examples import Arrays, Examples
+from tfopt.measure.outputs import (
+    MAX_NAMED_CHANNELS,
+    Detections,
+    Kind,
+    Output,
+    find_detections,
+    infer,
+    lost,
+)
+
+OUTPUTS_FILE = "outputs.json"
+SAMPLE_EXAMPLES = 64  # that the kind of an output is inferred from
+SAMPLE_BYTES = 64 << 20
+MAX_ELEMENTS = 1 << 22  # of an example; larger ones are centred by channel
+MAX_CHANNELS = 4096
+MAX_NAMED_NUMBERS = 64
+MIN_OCCURRENCES = 10  # of a number, to judge how often it is found again
+TRIMMED_SHARE = 0.01
+MIN_EXAMPLES_TO_TRIM = 20
+SCORE_FLOOR = 0.02  # deviation of a channel of probabilities below which int8 cannot show it
+ROUNDING = 1e-5  # float32 rounding of a deep network, as a share of the output's size
+
+
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
+    """How near one output comes to the reference's, over all examples that were compared.
+
+    Attributes:
+      kind: what the output answers; see `tfopt.measure.outputs.Kind`.
+      num_examples: that were compared.
+      num_other_shapes: examples whose shape differs from the reference's.
+      shapes: the first of them, in words.
+      dtypes: in words, where numbers became text or floats integers; else empty.
+      num_not_finite: examples with NaN or infinity where the reference has numbers.
+      is_constant: whether all examples have the same answer and the reference's differ.
+      max_abs_error: the largest difference of any value.
+      mean_abs_error: the mean difference of all values.
+      sqnr_db: signal to quantization noise ratio in decibels, 10·log10(Σ (reference - its mean)² /
+        Σ difference²), the mean of each entry being over the examples; infinite when nothing
+        differs. Each bit of precision is worth about 6 dB.
+      relative_db: likewise of the reference's size instead of its variation, Σ reference² / Σ
+        difference²; rounding shows here.
+      trimmed_sqnr_db: `sqnr_db` without the worst hundredth of the examples, since a decision
+        inside the model, such as which of two boxes comes first, may fall either way.
+      channel: the worst channel that carries information; -1 without channels.
+      channel_db: its signal to noise ratio.
+      differing: share of numbers or texts that differ.
+      lost_number: a number that often stands in the reference and is seldom found again; else NaN.
+      found_again: how often it is, in 0…1.
+      agreement: share of equal decisions; NaN where the output makes none.
+      is_probability: whether it holds probabilities, of classes or each of its own.
+      is_detected: whether it is a detector's and so compared as part of `DETECTIONS`.
+    """
+
+    kind: str
+    num_examples: int
+    num_other_shapes: int = 0
+    shapes: str = ""
+    dtypes: str = ""
+    num_not_finite: int = 0
+    is_constant: bool = False
+    max_abs_error: float = math.nan
+    mean_abs_error: float = math.nan
+    sqnr_db: float = math.inf
+    relative_db: float = math.inf
+    trimmed_sqnr_db: float = math.inf
+    channel: int = -1
+    channel_db: float = math.inf
+    differing: float = 0.0
+    lost_number: float = math.nan
+    found_again: float = math.nan
+    agreement: float = math.nan
+    is_probability: bool = False
+    is_detected: bool = False
+
+
+class Sample:
+    """The first outputs of the model as saved, from which it is inferred what they are."""
+
+    def __init__(self) -> None:
+        self._examples: dict[str, list[np.ndarray]] = {}
+        self._bytes = 0
+
+    def add(self, outputs: Arrays) -> None:
+        """Adds outputs by name, (examples, …)."""
+        for name, value in outputs.items():
+            kept = self._examples.setdefault(name, [])
+            for example in value[: SAMPLE_EXAMPLES - len(kept)]:
+                if self._bytes < SAMPLE_BYTES or len(kept) < 2:
+                    kept.append(np.array(example))
+                    self._bytes += example.nbytes if hasattr(example, "nbytes") else 0
+
+    def save(self, folder: Path, whole: set[str], class_scores: str | None = None) -> None:
+        """Writes what the outputs are into the folder of the reference.
+
+        Args:
+          folder: where to.
+          whole: outputs without a batch dimension.
+          class_scores: an output that is known to hold them, since it is scored by class.
+        """
+        found = [self._infer(name, name in whole) for name in self._examples]
+        found = [
+            dataclasses.replace(output, kind=Kind.CLASS_SCORES)
+            if output.name == class_scores
+            else output
+            for output in found
+        ]
+        detections = find_detections(self._examples)
+        value = {
+            "outputs": [output.to_json() for output in found],
+            "detections": None if detections is None else dataclasses.asdict(detections),
+        }
+        (folder / OUTPUTS_FILE).write_text(json.dumps(value))
+
+    def _infer(self, name: str, is_whole: bool) -> Output:
+        examples = self._examples[name]
+        if len({example.shape for example in examples}) > 1:  # such as boxes, a number an image
+            rank = examples[0].ndim
+            if rank < 1 or len({example.shape[1:] for example in examples}) > 1:
+                examples = [example.reshape(-1) for example in examples]
+            return infer(name, np.concatenate(examples), is_whole)
+        return infer(name, np.stack(examples), is_whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The outputs of the model as saved, on disk.
+
+    Attributes:
+      examples: the outputs themselves, as far as they were kept.
+      outputs: what they are, by name.
+      detections: which of them are a detector's; None for other models.
+    """
+
+    examples: Examples
+    outputs: dict[str, Output]
+    detections: Detections | None
+
+    @classmethod
+    def open(cls, folder: Path) -> Reference:
+        """Reads what was written of the model as saved."""
+        value = json.loads((folder / OUTPUTS_FILE).read_text())
+        outputs = [Output.from_json(item) for item in value["outputs"]]
+        found = value["detections"]
+        return cls(
+            Examples(folder),
+            {output.name: output for output in outputs},
+            None if found is None else Detections(**found),
+        )
+
+    @property
+    def whole(self) -> set[str]:
+        """Outputs without a batch dimension."""
+        return {name for name, output in self.outputs.items() if output.is_whole}
+
+
+DETECTIONS = "detections"
+"""The name under which the outputs of a detector are compared together."""
+
+
+class Comparer:
+    """Compares outputs with the reference's, as long as those were kept.
+
+    Attributes:
+      lost: of each output, and of `DETECTIONS`, what was lost of each example's answer; see
+        `tfopt.measure.outputs.lost`.
+    """
+
+    def __init__(self, reference: Reference):
+        self._reference = reference
+        self._start = 0
+        self._compared = {name: _Compared(output) for name, output in reference.outputs.items()}
+        self._lost: dict[str, list[np.ndarray]] = {name: [] for name in reference.outputs}
+        if reference.detections is not None:
+            self._lost[DETECTIONS] = []
+
+    @property
+    def detected(self) -> tuple[str, ...]:
+        """Names of a detector's outputs, which `DETECTIONS` stands for."""
+        found = self._reference.detections
+        return () if found is None else found.names
+
+    @property
+    def lost(self) -> dict[str, np.ndarray]:
+        """See the class."""
+        return {
+            name: np.concatenate(parts) if parts else np.zeros(0)
+            for name, parts in self._lost.items()
+        }
+
+    def fidelity(self) -> dict[str, Fidelity]:
+        """Of each output."""
+        found = {name: compared.fidelity() for name, compared in self._compared.items()}
+        decisions = (Kind.CLASS_SCORES, Kind.PROBABILITIES, Kind.NUMBERS, Kind.TEXT)
+        for name, share in self.lost.items():
+            if name == DETECTIONS:
+                found[name] = Fidelity(DETECTIONS, len(share), agreement=1 - float(share.mean()))
+            elif self._reference.outputs[name].kind in decisions and len(share):
+                found[name] = dataclasses.replace(found[name], agreement=1 - float(share.mean()))
+        for name in self.detected:
+            found[name] = dataclasses.replace(found[name], is_detected=True)
+        return found
+
+    def add(self, outputs: Arrays) -> None:
+        """Compares the next examples; outputs by name, (examples, …).
+
+        Outputs that the reference does not have are left out.
+        """
+        examples = self._reference.examples
+        count = len(next(iter(outputs.values())))
+        stop = min(self._start + count, examples.num_examples)
+        if stop <= self._start:
+            return
+        expected = {
+            name: examples.read(name, self._start, stop) for name in self._reference.outputs
+        }
+        for name, rows in expected.items():
+            output, compared = self._reference.outputs[name], self._compared[name]
+            if name not in outputs:
+                compared.add_missing(len(rows))
+                self._lost[name].append(np.ones(len(rows)))
+                continue
+            value = outputs[name][: stop - self._start]
+            has_rows = len(value) == len(rows)
+            fits = np.array([has_rows and row.shape == value.shape[1:] for row in rows])
+            if not fits.all():
+                others = [row.shape for row, is_fit in zip(rows, fits, strict=True) if not is_fit]
+                compared.add_other_shapes(value.shape[1:], others)
+            share = np.ones(len(rows))
+            if fits.any():
+                kept = value[fits]
+                of = np.stack([row for row, is_fit in zip(rows, fits, strict=True) if is_fit])
+                compared.add(kept, of)
+                share[fits] = lost(output, _finite_or(kept, of), of)
+            self._lost[name].append(share)
+        detections = self._reference.detections
+        if detections is not None and set(detections.names) <= set(outputs):
+            self._lost[DETECTIONS].append(
+                np.array([
+                    detections.lost(
+                        {name: outputs[name][index] for name in detections.names},
+                        {name: expected[name][index] for name in detections.names},
+                    )
+                    for index in range(stop - self._start)
+                ])
+            )  # fmt: skip
+        self._start = stop
+
+
+def _finite_or(value: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Values with zeros where they are not finite but the reference is."""
+    if value.dtype.kind not in "fV":
+        return value
+    wide = value.astype(np.float64)
+    is_broken = ~np.isfinite(wide) & np.isfinite(reference.astype(np.float64))
+    return np.where(is_broken, 0.0, wide) if is_broken.any() else value
+
+
+class _Compared:
+    """What `Fidelity` of one output is computed from, batch by batch."""
+
+    def __init__(self, output: Output):
+        self._output = output
+        self._count = self._num_other = self._num_not_finite = 0
+        self._shapes = self._dtypes = ""
+        self._max = self._sum = 0.0
+        self._size = 0
+        self._noise: list[np.ndarray] = []  # one an example
+        self._varying: _Variance | None = None
+        self._centred_by_element = True
+        self._channel_noise: np.ndarray | float = 0.0
+        self._channels: _Variance | None = None
+        self._first: np.ndarray | None = None
+        self._reference_first: np.ndarray | None = None
+        self._is_constant, self._reference_varies = True, False
+        self._energy = 0.0
+        self._is_probability = True
+        self._num_differing = 0.0
+        self._numbers: Counter[float] = Counter()
+        self._found_again: Counter[float] = Counter()
+
+    def add_other_shapes(self, shape: tuple[int, ...], expected: list[tuple[int, ...]]) -> None:
+        self._count += len(expected)
+        self._num_other += len(expected)
+        self._shapes = self._shapes or f"{shape} instead of {expected[0]}"
+
+    def add_missing(self, count: int) -> None:
+        self._count += count
+        self._num_other += count
+        self._shapes = "missing"
+
+    def add(self, value: np.ndarray, reference: np.ndarray) -> None:
+        self._count += len(value)
+        if _dtype_kind(value.dtype) != _dtype_kind(reference.dtype):
+            self._dtypes = f"{value.dtype} instead of {reference.dtype}"
+        if self._output.kind is Kind.TEXT or value.dtype.kind in "OSU":
+            self._num_differing += float((value != reference).sum())
+            self._size += reference.size
+            self._watch_constant(value, reference)
+            return
+        value, reference = value.astype(np.float64), reference.astype(np.float64)
+        is_number = np.isfinite(reference)
+        is_broken = ~np.isfinite(value) & is_number
+        self._num_not_finite += int(is_broken.reshape(len(value), -1).any(1).sum())
+        value = np.where(np.isfinite(value) & is_number, value, 0.0)
+        reference = np.where(is_number & ~is_broken, reference, 0.0)
+        difference = np.abs(value - reference)
+        self._watch_constant(value, reference)
+        self._max = max(self._max, float(difference.max(initial=0.0)))
+        self._sum += float(difference.sum())
+        self._size += difference.size
+        self._energy += float(np.square(reference).sum())
+        self._is_probability &= bool(
+            reference.size and 0 <= reference.min() <= reference.max() <= 1
+        )
+        squared = np.square(difference)
+        self._noise.append(squared.reshape(len(value), -1).sum(1))
+        self._add_variance(reference)
+        self._add_channels(reference, squared)
+        if self._output.kind is Kind.NUMBERS:
+            self._add_numbers(value, reference)
+
+    def _watch_constant(self, value: np.ndarray, reference: np.ndarray) -> None:
+        if self._first is None or self._reference_first is None:
+            self._first, self._reference_first = value[:1], reference[:1]
+        for rows, first in ((value, self._first), (reference, self._reference_first)):
+            is_same = rows.shape[1:] == first.shape[1:] and bool((rows == first).all())
+            if rows is value:
+                self._is_constant &= is_same
+            else:
+                self._reference_varies |= not is_same
+
+    def _add_variance(self, reference: np.ndarray) -> None:
+        shape = reference.shape[1:]
+        if self._varying is None:
+            self._centred_by_element = int(np.prod(shape)) <= MAX_ELEMENTS
+            self._varying = _Variance(reference[0] if self._centred_by_element else None)
+        elif self._centred_by_element and shape != self._varying.shape:
+            self._centred_by_element = False
+            self._varying = self._varying.merged()
+        rows = reference if self._centred_by_element else reference.reshape(-1)
+        self._varying.add(rows)
+
+    def _add_channels(self, reference: np.ndarray, squared: np.ndarray) -> None:
+        axis = self._output.channel_axis
+        if axis is None or reference.ndim < 2 or reference.shape[axis] > MAX_CHANNELS:
+            return
+        moved = np.moveaxis(reference, axis, -1)
+        rows = moved.reshape(-1, moved.shape[-1])
+        if self._channels is None:
+            self._channels = _Variance(rows[0])
+        if rows.shape[1:] != self._channels.shape:
+            return
+        self._channels.add(rows)
+        noise = np.moveaxis(squared, axis, -1).reshape(-1, moved.shape[-1])
+        self._channel_noise = self._channel_noise + noise.sum(0)
+
+    def _add_numbers(self, value: np.ndarray, reference: np.ndarray) -> None:
+        self._num_differing += float((value != reference).sum())
+        if len(self._numbers) > MAX_NAMED_NUMBERS:
+            return
+        for number, count in zip(*np.unique(reference, return_counts=True), strict=True):
+            self._numbers[float(number)] += int(count)
+            found = (value == reference) & (reference == number)
+            self._found_again[float(number)] += int(found.sum())
+
+    def fidelity(self) -> Fidelity:
+        kind = self._output.kind.value
+        common: dict[str, Any] = {
+            "num_examples": self._count,
+            "num_other_shapes": self._num_other,
+            "shapes": self._shapes,
+            "dtypes": self._dtypes,
+            "num_not_finite": self._num_not_finite,
+            "is_constant": self._is_constant and self._reference_varies,
+        }
+        differing = self._num_differing / self._size if self._size else 0.0
+        if not self._noise or self._varying is None:
+            return Fidelity(kind, **common, differing=differing)
+        noise = np.concatenate(self._noise)
+        signal = self._varying.total()
+        energy_floor = (ROUNDING**2) * self._energy
+        # Of an output that does not vary, all of it is signal.
+        if signal <= energy_floor:
+            signal = self._energy
+        num_trimmed = 0
+        if len(noise) >= MIN_EXAMPLES_TO_TRIM:
+            num_trimmed = max(1, int(TRIMMED_SHARE * len(noise)))
+        kept = np.sort(noise)[: len(noise) - num_trimmed]
+        channel, channel_db = self._worst_channel()
+        number, found_again = self._worst_number()
+        return Fidelity(
+            kind,
+            **common,
+            max_abs_error=self._max,
+            mean_abs_error=self._sum / self._size if self._size else math.nan,
+            sqnr_db=_decibels(signal, float(noise.sum())),
+            relative_db=_decibels(self._energy, float(noise.sum())),
+            trimmed_sqnr_db=_decibels(signal, float(kept.sum())),
+            channel=channel,
+            channel_db=channel_db,
+            differing=differing,
+            lost_number=number,
+            found_again=found_again,
+            is_probability=self._holds_probabilities,
+        )
+
+    @property
+    def _holds_probabilities(self) -> bool:
+        kinds = (Kind.CLASS_SCORES, Kind.PROBABILITIES)
+        return self._output.kind in kinds and self._is_probability
+
+    def _worst_channel(self) -> tuple[int, float]:
+        """The channel with the least signal to noise among those that carry information."""
+        if self._channels is None:
+            return -1, math.inf
+        signal = self._channels.by_element()
+        noise = np.broadcast_to(self._channel_noise, signal.shape)
+        deviation = np.sqrt(signal / max(1, self._channels.count))
+        size = np.abs(self._channels.mean())
+        counts = deviation > np.maximum(1e-4 * size, 1e-30)
+        if self._holds_probabilities:
+            counts &= deviation >= SCORE_FLOOR
+        elif len(deviation) > MAX_NAMED_CHANNELS:
+            counts &= deviation >= 0.5 * np.median(deviation)
+        if not counts.any():
+            return -1, math.inf
+        decibels = np.array(
+            [
+                _decibels(float(s), float(n)) if is_counted else math.inf
+                for s, n, is_counted in zip(signal, noise, counts, strict=True)
+            ]
+        )
+        worst = int(decibels.argmin())
+        return worst, float(decibels[worst])
+
+    def _worst_number(self) -> tuple[float, float]:
+        if not 1 < len(self._numbers) <= MAX_NAMED_NUMBERS:
+            return math.nan, math.nan
+        shares = {
+            number: self._found_again[number] / count
+            for number, count in self._numbers.items()
+            if count >= MIN_OCCURRENCES
+        }
+        if not shares:
+            return math.nan, math.nan
+        worst = min(shares, key=shares.__getitem__)
+        return worst, shares[worst]
+
+
+class _Variance:
+    """Sums of squares around the mean of each entry, shifted by the first for precision."""
+
+    def __init__(self, first: np.ndarray | None):
+        self.shape: tuple[int, ...] = () if first is None else first.shape
+        self._shift: np.ndarray | float = 0.0 if first is None else first.copy()
+        self._sum: np.ndarray | float = 0.0
+        self._squares: np.ndarray | float = 0.0
+        self.count = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        shifted = rows - self._shift
+        self._sum = self._sum + shifted.sum(0)
+        self._squares = self._squares + np.square(shifted).sum(0)
+        self.count += len(rows)
+
+    def mean(self) -> np.ndarray:
+        return np.asarray(self._shift + self._sum / max(1, self.count))
+
+    def by_element(self) -> np.ndarray:
+        if not self.count:
+            return np.zeros(self.shape)
+        return np.maximum(np.asarray(self._squares - np.square(self._sum) / self.count), 0.0)
+
+    def total(self) -> float:
+        return float(self.by_element().sum())
+
+    def merged(self) -> _Variance:
+        """The same values centred by their common mean, for outputs whose shape varies."""
+        merged = _Variance(None)
+        size = int(np.prod(self.shape))
+        totals = self._sum + self.count * np.asarray(self._shift)
+        squares = (
+            self._squares
+            + 2 * np.asarray(self._shift) * self._sum
+            + self.count * np.square(self._shift)
+        )
+        merged._sum = float(np.sum(totals))
+        merged._squares = float(np.sum(squares))
+        merged.count = self.count * size
+        return merged
+
+
+def _dtype_kind(dtype: np.dtype) -> str:
+    """Floats (bfloat16 is V to NumPy), integers, flags or text."""
+    return {"V": "f", "u": "i", "O": "text", "S": "text", "U": "text"}.get(dtype.kind, dtype.kind)
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if not noise:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
