@@ -280,6 +280,17 @@ class TestComparison:
         assert found.max_abs_error == pytest.approx(2 * x.max(), rel=1e-5)
         assert found.sqnr_db < 0
 
+    def test_output_without_a_batch_dimension_of_a_fixed_batch(self, tmp_path):
+        """It belongs to each example of the batch that it came with."""
+        x = np.arange(24.0).reshape(8, 3)
+        reference, candidate = evaluate_both(
+            tmp_path, x, None, "agreement", lambda x: x.sum(0)[:2], lambda x: x.sum(0)[:2] + 1,
+            output=None, input_shape=(4, 3),
+        )  # fmt: skip
+        assert accuracy.accuracy_drop(reference, candidate).estimate > 0
+        found = candidate.fidelity["out0"]
+        assert (found.num_examples, found.max_abs_error) == (8, 1)
+
     def test_another_number_of_boxes(self, tmp_path):
         x = np.arange(1, 9)[:, None] * np.ones(3)
         _, candidate = evaluate_both(
