@@ -1,13 +1,14 @@
 """What errors of other libraries are shortened to."""
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfopt.errors import first_line
 
 
 def test_the_reason_and_not_where_nodes_were_defined():
-    import tensorflow as tf
-
     @tf.function(input_signature=[tf.TensorSpec([2], tf.float32)])
     def logarithm(x):
         return tf.debugging.check_numerics(tf.math.log(x), "The logarithm is wrong")
@@ -33,3 +34,36 @@ def test_the_reason_and_not_where_nodes_were_defined():
 )  # fmt: skip
 def test_lines_that_tell_nothing_are_passed_over(message, line):
     assert first_line(ValueError(message)) == line
+
+
+class NoConfig(keras.layers.Layer):
+    """Cannot be made again: it takes none of what Keras passes."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.units = units
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+class Sums(keras.layers.Layer):
+    """Fails when it is called."""
+
+    def call(self, x):
+        return x + tf.ones((3,), tf.float64)
+
+
+def test_a_layer_that_cannot_be_made_again():
+    with pytest.raises(TypeError) as raised:
+        NoConfig.from_config(NoConfig(4).get_config())
+    line = first_line(raised.value)
+    assert line == "NoConfig.__init__() got an unexpected keyword argument 'trainable'"
+    assert "config=" in str(raised.value)
+
+
+def test_a_layer_that_cannot_be_called():
+    with pytest.raises(Exception, match="Exception encountered when calling") as raised:
+        Sums()(np.ones((2, 3), np.float32))
+    line = first_line(raised.value)
+    assert "expected to be" in line and "\x1b" not in line

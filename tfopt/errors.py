@@ -23,20 +23,25 @@ class ResultError(RuntimeError):
     """The result that was asked for could not be produced; commands end with status 1."""
 
 
-_UNTELLING = re.compile(r"^<|error:$|defined at|^in user code:$|most recent call last")
+_UNTELLING = re.compile(
+    r"^<|error:$|defined at|^in user code:$|most recent call last"
+    r"|^(using )?config=|^Error when deserializing .* using config=|^Exception encountered when calling"
+)
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")  # Keras prints in bold
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that tells something, or the error's type.
 
     TensorFlow begins with "Graph execution error:" and with where nodes were defined, Python line
-    by Python line.
+    by Python line; Keras with which layer was called, or with the whole configuration of one.
     """
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in _STYLE.sub("", str(error)).splitlines()]
     telling, is_code = [], False
     for line in lines:
         is_frame = line.startswith('File "')
         if line and not (is_frame or is_code or _UNTELLING.search(line)):
             telling.append(line)
         is_code = is_frame  # or nothing, where the source is not there
-    return next(iter([*telling, *filter(None, lines)]), type(error).__name__)
+    line = next(iter([*telling, *filter(None, lines)]), type(error).__name__)
+    return line.removeprefix("Exception encountered: ")
