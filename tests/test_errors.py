@@ -58,7 +58,7 @@ def test_a_layer_that_cannot_be_made_again():
     with pytest.raises(TypeError) as raised:
         NoConfig.from_config(NoConfig(4).get_config())
     line = first_line(raised.value)
-    assert line == "NoConfig.__init__() got an unexpected keyword argument 'trainable'"
+    assert line.startswith("NoConfig.__init__() got an unexpected keyword argument '")
     assert "config=" in str(raised.value)
 
 

@@ -25,7 +25,7 @@ class ResultError(RuntimeError):
 
 _UNTELLING = re.compile(
     r"^<|error:$|defined at|^in user code:$|most recent call last"
-    r"|^(using )?config=|^Error when deserializing .* using config=|^Exception encountered when calling"
+    r"|^Exception encountered when calling|^(Error when deserializing .* )?(using )?config="
 )
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")  # Keras prints in bold
 
