@@ -30,6 +30,8 @@ class Artifact:
       compressed_bytes: the same after deflate, file by file.
       versions: of the packages that converted it.
       notes: what a user should know, one sentence each.
+      needs: what a processor must have for the outputs to be right; only "vnni" so far, see
+        `tfopt.measure.environment.has_vnni`.
       measured_on: CPU, versions and threads of the measurement, once it was measured.
     """
 
@@ -42,6 +44,7 @@ class Artifact:
     compressed_bytes: int
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     measured_on: dict[str, Any] | None = None
 
     def save(self) -> None:
@@ -56,6 +59,7 @@ class Artifact:
             "compressed_bytes": self.compressed_bytes,
             "versions": self.versions,
             "notes": list(self.notes),
+            "needs": list(self.needs),
             "measured_on": self.measured_on,
         }
         (self.folder / FILE_NAME).write_text(json.dumps(value, indent=2) + "\n")
@@ -86,6 +90,7 @@ class Artifact:
                 compressed_bytes=value["compressed_bytes"],
                 versions=value["versions"],
                 notes=tuple(value["notes"]),
+                needs=tuple(value.get("needs", ())),
                 measured_on=value["measured_on"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

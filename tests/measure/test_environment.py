@@ -13,6 +13,24 @@ import pytest
 
 from tfopt.measure import environment
 
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", {"avx2"}, False),
+        ("AMD64", {"avx2", "avx512f", "avx512bw"}, False),
+        ("x86_64", {"avx2", "avx512_vnni"}, True),
+        ("x86_64", {"avx2", "avx_vnni"}, True),
+        ("x86_64", {"amx_tile", "amx_int8"}, True),
+        ("aarch64", {"asimd"}, True),
+    ],
+)
+def test_has_vnni(machine, flags, expected, monkeypatch):
+    monkeypatch.setattr(environment.platform, "machine", lambda: machine)
+    monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset(flags))
+    assert environment.has_vnni() is expected
+
+
 on_linux = pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="reads /proc")
 
 

@@ -50,7 +50,7 @@ def convert(tmp_path):
         RUNTIME.convert(variant, conversion)
         return Artifact(
             folder, variant, RUNTIME.parent(variant), prepared.sha256, prepared.signature,
-            0, 0, {}, tuple(conversion.notes),
+            0, 0, {}, tuple(conversion.notes), tuple(conversion.needs),
         )  # fmt: skip
 
     return convert
@@ -59,6 +59,40 @@ def convert(tmp_path):
 @pytest.fixture
 def as_with_cuda(monkeypatch):
     monkeypatch.setattr(onnxruntime, "_providers", lambda: [onnxruntime.CUDA, onnxruntime.CPU])
+
+
+@without_cuda
+class TestProcessors:
+    """Both kinds on any processor: the conversion asks which one it is."""
+
+    @pytest.mark.parametrize("precision", ["int8", "dynamic_range"])
+    @pytest.mark.parametrize(("has_vnni", "limit"), [(True, 127), (False, 64)])
+    def test_weights_have_as_many_bits_as_sums_allow(
+        self, precision, has_vnni, limit, convert, monkeypatch
+    ):
+        monkeypatch.setattr(environment, "has_vnni", lambda: has_vnni)
+        found = convert(f"{precision}@onnxruntime", convert("float32@onnxruntime"))
+        model = onnx.load(found.folder / onnxruntime.FILE)
+        weights = [
+            onnx.numpy_helper.to_array(tensor)
+            for tensor in model.graph.initializer
+            if tensor.data_type == onnx.TensorProto.INT8 and tensor.dims and min(tensor.dims) > 0
+        ]
+        largest = max(int(np.abs(array.astype(int)).max()) for array in weights if array.ndim > 1)
+        assert limit - 1 <= largest <= limit
+        assert found.needs == (("vnni",) if has_vnni else ())
+        assert any("7 bits" in note for note in found.notes) is not has_vnni
+
+    def test_artifacts_remember_what_they_need(self, convert, monkeypatch):
+        monkeypatch.setattr(environment, "has_vnni", lambda: True)
+        made = convert("int8@onnxruntime", convert("float32@onnxruntime"))
+        made.save()
+        artifact = Artifact.open(made.folder)
+        assert artifact.needs == ("vnni",)
+        runtimes.load(artifact).close()
+        monkeypatch.setattr(environment, "has_vnni", lambda: False)
+        with pytest.raises(InputError, match="processors with VNNI or AMX, and this one has"):
+            runtimes.load(artifact)
 
 
 class TestRemarks:
@@ -137,7 +171,7 @@ class TestConversionForCuda:
     def test_few_examples_are_said(self, convert):
         parent = convert("float32@onnxruntime")
         artifact = convert("int8@onnxruntime", parent, models.batches(2)[:1])
-        assert "2 examples only" in artifact.notes[0]
+        assert any("2 examples only" in note for note in artifact.notes)
 
     @pytest.mark.parametrize(
         ("text", "says"),

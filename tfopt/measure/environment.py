@@ -53,6 +53,20 @@ def cpu_flags() -> frozenset[str]:
     return frozenset((info.get("flags") or info.get("Features") or "").split())
 
 
+_VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
+
+
+def has_vnni() -> bool:
+    """Whether products of uint8 and int8 are added up in 32 bits: VNNI or AMX, or no x86 at all.
+
+    Elsewhere the instruction VPMADDUBSW adds two products in 16 bits and saturates as soon as
+    weights have 8 bits
+    (https://uxlfoundation.github.io/oneDNN/dev_guide_int8_computations.html).
+    """
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+    return not is_x86 or bool(_VNNI & cpu_flags())
+
+
 def container_limits() -> dict[str, float]:
     """What a container allows, as `cores` and `memory_bytes`; a limit that it lacks is missing."""
     limits: dict[str, float] = {}

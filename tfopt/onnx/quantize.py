@@ -35,6 +35,7 @@ def to_int8(
     calibration: str,
     per_channel: bool,
     is_symmetric: bool,
+    reduce_range: bool = False,
     excluded: Collection[str] = (),
 ) -> list[str]:
     """Writes a model with pairs of quantization and dequantization.
@@ -53,6 +54,7 @@ def to_int8(
       is_symmetric: int8 activations and weights, all zero points 0, where TensorRT wants them (see
         `tfopt.onnx.symmetric`). Otherwise uint8 activations and int8 weights of all operators
         that ONNX Runtime has integer kernels for, which suits x86.
+      reduce_range: whether weights have 7 bits, where 8 would saturate; not with `is_symmetric`.
       excluded: names of nodes that are not quantized.
 
     Returns:
@@ -69,7 +71,7 @@ def to_int8(
         if is_symmetric:
             _to_s8s8(prepared, output, examples, calibration, per_channel, excluded)
         else:
-            _to_u8s8(prepared, output, examples, calibration, per_channel, excluded)
+            _to_u8s8(prepared, output, examples, calibration, per_channel, reduce_range, excluded)
     if examples.count >= FEW_EXAMPLES:
         return []
     noun = "example" if examples.count == 1 else "examples"
@@ -155,6 +157,7 @@ def _to_u8s8(
     batches: Iterator[Arrays],
     calibration: str,
     per_channel: bool,
+    reduce_range: bool,
     excluded: Collection[str],
 ) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -174,6 +177,7 @@ def _to_u8s8(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=per_channel,
+            reduce_range=reduce_range,
             nodes_to_exclude=sorted(excluded),
             calibrate_method=_method(calibration),
             calibration_cache_path=cache,

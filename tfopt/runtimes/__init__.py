@@ -96,9 +96,17 @@ def load(artifact: Artifact, num_threads: int | None = None) -> Session:
     """Opens an artifact with its runtime.
 
     Raises:
-      InputError: when the runtime is not installed; says what to install.
+      InputError: when the runtime is not installed (says what to install), or this processor
+        would compute something else.
     """
+    from tfopt.measure import environment
+
     runtime = get(artifact.variant.runtime)
     if reason := runtime.missing():
         raise InputError(f"{artifact.folder} needs {runtime.name}: {reason}")
+    if "vnni" in artifact.needs and not environment.has_vnni():
+        raise InputError(
+            f"{artifact.folder} was converted for processors with VNNI or AMX, and this one has "
+            "neither: its 8-bit weights would saturate here; convert the model on this machine."
+        )
     return runtime.load(artifact, num_threads)

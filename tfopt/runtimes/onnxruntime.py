@@ -287,6 +287,7 @@ class OnnxRuntime(Runtime):
             file,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
+            reduce_range=_reduce_range(conversion),
             weight_type=QuantType.QInt8,
         )
         num_quantized = sum("Integer" in node.op_type for node in onnx.load(file).graph.node)
@@ -313,9 +314,11 @@ class OnnxRuntime(Runtime):
     def int8(self, conversion: Conversion, calibration: str, per_channel: bool) -> None:
         """Activations and weights in QDQ form, all supported operators.
 
-        On CPUs uint8 activations and int8 weights, ONNX Runtime's advice for x86 with VNNI; its
-        default (int8 activations) is slower than float32 on convolutions. On CUDA int8 and
-        symmetric, as TensorRT takes it; see `tfopt.onnx.quantize.to_int8`.
+        On CPUs uint8 activations and int8 weights, ONNX Runtime's advice for x86 with VNNI; weights
+        have 7 bits where the processor lacks VNNI, since sums of 16 bits would saturate
+        (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html). ONNX
+        Runtime's default (int8 activations) is slower than float32 on convolutions. On CUDA int8
+        and symmetric, as TensorRT takes it; see `tfopt.onnx.quantize.to_int8`.
         """
         import onnx
 
@@ -328,6 +331,7 @@ class OnnxRuntime(Runtime):
             calibration=calibration,
             per_channel=per_channel,
             is_symmetric=is_symmetric,
+            reduce_range=not is_symmetric and _reduce_range(conversion),
         )
         if is_symmetric:
             model = onnx.load(file)
@@ -340,6 +344,17 @@ class OnnxRuntime(Runtime):
                 "not fast; int8@tensorrt computes in int8."
             )
         _check(file)
+
+
+def _reduce_range(conversion: Conversion) -> bool:
+    """Whether weights must have 7 bits on this processor; notes what that means elsewhere."""
+    if environment.has_vnni():
+        conversion.needs.append("vnni")
+        return False
+    conversion.notes.append(
+        "Weights have 7 bits, since this processor lacks VNNI and saturates sums of 8-bit weights."
+    )
+    return True
 
 
 @functools.cache

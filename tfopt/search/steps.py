@@ -84,6 +84,7 @@ def convert(
         artifact = Artifact(
             unfinished, variant, runtime.parent(variant), source.sha256, conversion.signature,
             size_bytes, compressed_bytes, runtime.versions(), tuple(conversion.notes),
+            needs=tuple(conversion.needs),
         )  # fmt: skip
         artifact.save()
         is_unchanged = runtime.precision_of(variant).is_unchanged
