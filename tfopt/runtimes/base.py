@@ -42,14 +42,14 @@ class Conversion:
       calibration: real examples, batches of `batch_size`; None without data.
       num_calibration: how many examples that are.
       notes: sentences for the user; append to it.
-      needs: what a processor must have for the outputs to be right, see `Artifact.needs`; append
-        to it.
       signature: of the result; change it when it differs from the source's.
       engine: what the user said of TensorRT engines.
       shapes: arrays of the shapes that batches of all examples have, those of evaluation too,
         without their values; None without data.
       count_shapes: how many calibration examples have which shapes of inputs, in the order of the
         signature and without a batch dimension; None without data.
+      needs: what a processor must have for the outputs to be right, see `Artifact.needs`; append
+        to it.
     """
 
     source: Source
@@ -60,10 +60,10 @@ class Conversion:
     notes: list[str]
     signature: Signature
     num_calibration: int = 0
-    needs: list[str] = dataclasses.field(default_factory=list)
     engine: EngineOptions = dataclasses.field(default_factory=EngineOptions)
     shapes: Callable[[], Iterator[Arrays]] | None = None
     count_shapes: Callable[[], Counter[tuple[tuple[int, ...], ...]]] | None = None
+    needs: list[str] = dataclasses.field(default_factory=list)
 
     def calibration_batches(self, at_least: int = 1) -> Iterator[Arrays]:
         """Real examples to calibrate with.
