@@ -479,8 +479,9 @@ def test_memory_does_not_grow(tmp_path):
         for num in (500, 10_000)
     ]  # fmt: skip
     peaks = [float(process.communicate()[0]) for process in processes]
-    # What is more on disk takes 173 MiB; the allocator keeps some batches.
-    assert peaks[1] - peaks[0] < 60
+    # The larger cache has 173 MiB more on disk. Peaks differ by some batches,
+    # which the allocator keeps: up to 66 MiB were seen.
+    assert peaks[1] - peaks[0] < 110
 
 
 FIT = """
