@@ -353,6 +353,14 @@ class Runtime(abc.ABC):
         """How it runs here, where that is not plain: on which device, with which libraries."""
         return []
 
+    def suitability(self, variant: Variant) -> Suitability | None:
+        """Whether this machine gains from a variant; None where every machine may.
+
+        By its precision; a runtime overrides this where an option matters, too.
+        """
+        found = self.precision_of(variant).suitability
+        return None if found is None else found()
+
     def rebuild(self, artifact: Artifact, folder: Path) -> list[str]:
         """Builds engines anew for this machine, from what the artifact holds.
 
