@@ -18,6 +18,7 @@ from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.measure import environment, suitability
 from tfopt.measure.suitability import Suitability
+from tfopt.onnx import calibration as calibrations
 from tfopt.onnx import half, quantize
 from tfopt.onnx import tensors as onnx_tensors
 from tfopt.onnx.export import to_onnx
@@ -299,7 +300,7 @@ class OnnxRuntime(Runtime):
     @precision(
         "int8",
         options={
-            "calibration": quantize.CALIBRATIONS,
+            "calibration": calibrations.METHODS,
             "per_channel": (True, False),
         },
         tried=(
@@ -328,7 +329,7 @@ class OnnxRuntime(Runtime):
         conversion.notes += quantize.to_int8(
             _parent_file(conversion),
             file,
-            conversion.calibration_batches(),
+            conversion.calibration_batches(only_finite=False),
             calibration=calibration,
             per_channel=per_channel,
             is_symmetric=is_symmetric,
