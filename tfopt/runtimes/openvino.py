@@ -222,6 +222,7 @@ class OpenVino(Runtime):
         """
         if activations == "bfloat16":
             _copy_parent(conversion)
+            conversion.needs += conversion.parent.needs if conversion.parent else ()
             return
         import nncf
         import openvino
@@ -238,6 +239,13 @@ class OpenVino(Runtime):
         if not count:
             raise ConversionError("NNCF quantized no layer of this model.")
         conversion.notes.append(f"{count} tensors are quantized.")
+        if environment.has_vnni():
+            conversion.needs.append("vnni")
+        else:
+            conversion.notes.append(
+                "Weights have 7 bits, since this processor lacks VNNI and saturates sums of 8-bit "
+                "weights."
+            )
         _save(conversion, quantized)
 
 
@@ -307,11 +315,15 @@ def _nncf_options(model: Any) -> dict[str, Any]:
     """What NNCF's documentation advises for a model of this kind.
 
     Activations that go below zero (swish, gelu and the like) want the MIXED preset, transformers
-    the model type that keeps attention exact.
+    the model type that keeps attention exact. Without VNNI, sums of 8-bit weights saturate.
     """
     import nncf
 
     options: dict[str, Any] = {}
+    if not environment.has_vnni():  # by default only the first convolution is kept from saturating
+        options["advanced_parameters"] = nncf.AdvancedQuantizationParameters(
+            overflow_fix=nncf.OverflowFix.ENABLE
+        )
     for op in model.get_ordered_ops():
         kind = op.get_type_name()
         if kind in ("Swish", "HSwish", "Gelu", "Erf", "Elu", "PRelu", "Mish"):
