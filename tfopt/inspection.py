@@ -166,7 +166,7 @@ def _read_weights(source: sources.Source) -> tuple[list[_Weight], Counter[str]]:
     else:
         import tensorflow as tf
 
-        graph_def = source.frozen_graph().graph_def
+        graph_def = source.unchanged_graph().graph_def
         nodes = [*graph_def.node, *(n for f in graph_def.library.function for n in f.node_def)]
         ops = Counter(node.op for node in nodes)
         readers: dict[str, str] = {}
