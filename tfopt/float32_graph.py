@@ -174,9 +174,10 @@ class _Scope:
 
         wanted = []
         for node in self._nodes:
-            if _is_sink(node) and (begin := together(node)) is not None:
-                if node.op == "Cast" or ("Cast" in begin and "Placeholder" not in begin):
-                    wanted.append(node)
+            begin = together(node) if _is_sink(node) else None
+            is_of_integers = begin is not None and "Cast" in begin and "Placeholder" not in begin
+            if is_of_integers or (begin is not None and node.op == "Cast"):
+                wanted.append(node)
         kept: set[str] = set()
         while wanted:
             node = wanted.pop()

@@ -346,10 +346,29 @@ def _run_converter(folder: Path, configure: Callable[[Any], None]) -> bytes:
     except ConversionError:
         raise
     except Exception as error:  # the converter raises bare Exception subclasses of its own
-        # The converter's reasons carry long locations; what follows the last one is the reason.
-        reasons = [text for text in re.findall(r"error: (.+)", str(error)) if "loc(" not in text]
-        reason = reasons[0] if reasons else first_line(error)
-        raise ConversionError(f"The LiteRT converter refused: {reason[:300]}") from error
+        raise ConversionError(_reason(str(error), first_line(error))) from error
+
+
+def _reason(text: str, fallback: str) -> str:
+    """Why the converter refused, from its message: the operations, where it names them.
+
+    It names what TensorFlow's own kernels could run inside LiteRT ("TF Select ops"), which no
+    package for Python brings, and what nobody can ("Custom ops").
+    """
+    named = re.findall(r"^(?:TF Select|Custom) ops: *(.+)$", text, re.MULTILINE)
+    named += [] if named else re.findall(r"'tf\.(\w+)' op is neither a custom op nor", text)
+    ops = sorted({op.strip() for names in named for op in names.split(",")})
+    if ops:
+        layers = re.findall(rf'"(?:{"|".join(map(re.escape, ops))}):", "([^"]+)"', text)
+        where = f" (in {', '.join(dict.fromkeys(layers))})" if layers else ""
+        return (
+            f"LiteRT has no kernel for {', '.join(ops)}{where}; it would need TensorFlow's (Select "
+            "TF ops), which ai-edge-litert does not run. Another runtime may, or take it out of "
+            "the model."
+        )
+    # Other reasons carry long locations; what follows the last one is the reason.
+    reasons = [reason for reason in re.findall(r"error: (.+)", text) if "loc(" not in reason]
+    return f"The LiteRT converter refused: {(reasons[0] if reasons else fallback)[:300]}"
 
 
 def _open(path: Path, num_threads: int | None, **options: Any) -> Any:
