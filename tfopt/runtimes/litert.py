@@ -359,7 +359,9 @@ def _reason(text: str, fallback: str) -> str:
     named += [] if named else re.findall(r"'tf\.(\w+)' op is neither a custom op nor", text)
     ops = sorted({op.strip() for names in named for op in names.split(",")})
     if ops:
-        layers = re.findall(rf'"(?:{"|".join(map(re.escape, ops))}):", "([^"]+)"', text)
+        layers = re.findall(
+            rf'"(?:{"|".join(map(re.escape, ops))}):", "(?:\w*PartitionedCall/)*([^"@]+)', text
+        )
         where = f" (in {', '.join(dict.fromkeys(layers))})" if layers else ""
         return (
             f"LiteRT has no kernel for {', '.join(ops)}{where}; it would need TensorFlow's (Select "
