@@ -71,6 +71,29 @@ def test_arithmetic_on_large_integers_stays_exact(tmp_path):
     assert [n.attr["T"].type for n in ops.values() if n.op == "Sqrt"] == [1]  # float32
 
 
+def test_functions_return_and_reuse_exact_numbers(tmp_path):
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def inner(ids, x):
+        seven = tf.constant(7.0, tf.float64)
+        rest = tf.math.floormod(tf.cast(ids, tf.float64), seven)
+        return tf.cast(rest, tf.int64), rest, x * seven
+
+    def network(ids, x):
+        branch = lambda: inner(ids, x)  # noqa: E731
+        rest, as_float, scaled = tf.cond(tf.reduce_sum(x) > -1e9, branch, branch)
+        return {"rest": rest, "as_float": as_float * 0.5, "scaled": scaled}
+
+    prepared = prepare(network, tmp_path, ids=((None,), tf.int64), x=((None,), tf.float64))
+    assert prepared.frozen_unchanged is not None
+    ids = np.array([2**40 + 1, 2**24 + 1, 5])
+    found = run(prepared.frozen_graph(), tmp_path, ids=ids, x=X[:3, 0])
+    np.testing.assert_array_equal(found["rest"], ids % 7)
+    np.testing.assert_array_equal(found["as_float"], (ids % 7) * 0.5)
+    np.testing.assert_allclose(found["scaled"], X[:3, 0] * 7, rtol=1e-6)
+
+
 def test_constants_beyond_float32_do_not_make_nan(tmp_path):
     import tensorflow as tf
 

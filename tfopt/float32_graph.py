@@ -8,7 +8,7 @@ them start from float32. Inputs and outputs keep their dtype; a cast stands behi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -74,12 +74,12 @@ def to_float32(graph: FrozenGraph) -> FrozenGraph:
                 _types(value) & _rewritten() for value in node.attr.values()
             ):
                 raise ConversionError(f"It cannot be rewritten to float32: {reason}.")
-    kept = _Scope(graph_def.node, "").rewrite()
+    kept = _Scope(graph_def.node, is_function=False).rewrite({})
     for function in graph_def.library.function:
         for arg in (*function.signature.input_arg, *function.signature.output_arg):
             arg.type = _renamed_type(arg.type)
             arg.ClearField("experimental_full_type")
-        _Scope(function.node_def, ":y:0").rewrite()
+        _Scope(function.node_def, is_function=True).rewrite(function.ret)
         _follow_identities(function)
     outputs = [
         name
@@ -105,50 +105,60 @@ class _Scope:
 
     Args:
       nodes: to rewrite in place.
-      suffix: of the name of a node's first output.
+      is_function: functions name the outputs of nodes, graphs number them.
     """
 
-    def __init__(self, nodes: Any, suffix: str):
-        self._nodes, self._suffix = nodes, suffix
+    def __init__(self, nodes: Any, is_function: bool):
+        self._nodes, self._is_function = nodes, is_function
         self._by_name = {node.name: node for node in nodes}
+        self._kept: set[str] = set()
+        self._narrowed: dict[str, str] = {}  # by the name of the node that stays
 
-    def rewrite(self) -> set[str]:
-        """Rewrites; returns the names of nodes that stay as they are."""
-        kept = self._integer_arithmetic()
-        kept |= {node.name for node in self._nodes if node.op == "Placeholder"}
-        casts: dict[str, str] = {}
-        for node in list(self._nodes):
-            if node.name in kept:
-                continue
+    def rewrite(self, returned: MutableMapping[str, str]) -> set[str]:
+        """Rewrites the nodes.
+
+        Args:
+          returned: the tensors that a function returns; rewritten, too.
+
+        Returns:
+          Names of the nodes that stay as they are.
+        """
+        self._kept = self._integer_arithmetic()
+        self._kept |= {node.name for node in self._nodes if node.op == "Placeholder"}
+        others = [node for node in self._nodes if node.name not in self._kept]
+        for node in others:
             for place, name in enumerate(node.input):
-                producer = self._producer(name)
-                if producer is None or producer.name not in kept:
-                    continue
-                dtype = _dtype_of(producer)
-                if dtype not in _rewritten():
-                    continue
-                if producer.name not in casts:
-                    casts[producer.name] = self._in_float32(producer, name, dtype)
-                node.input[place] = casts[producer.name]
-        made = set(casts.values())
-        for node in self._nodes:
-            if node.name not in kept and node.name + self._suffix not in made:
-                _rewrite_node(node)
-        return kept
+                node.input[place] = self._in_float32(name)
+        for key, name in list(returned.items()):
+            returned[key] = self._in_float32(name)
+        for node in others:
+            _rewrite_node(node)
+        return self._kept
 
-    def _in_float32(self, producer: Any, name: str, dtype: int) -> str:
-        """Adds what a node that stays is to the others; returns the name of its output."""
+    def _in_float32(self, name: str) -> str:
+        """What the others read for a tensor: float32, too, where its node stays in float64."""
+        producer = self._producer(name)
+        if producer is None or producer.name not in self._kept:
+            return name
+        dtype = _dtype_of(producer)
+        if dtype not in _rewritten():
+            return name
+        if producer.name not in self._narrowed:
+            self._narrowed[producer.name] = self._add_in_float32(producer, name, dtype)
+        return self._narrowed[producer.name]
+
+    def _add_in_float32(self, producer: Any, name: str, dtype: int) -> str:
         if producer.op == "Const":
-            node = self._nodes.add()
+            node, output = self._nodes.add(), "output"
             node.CopyFrom(producer)
             _rewrite_node(node)
         else:
-            node = _cast(self._nodes, name, dtype, _float32())
+            node, output = _cast(self._nodes, name, dtype, _float32()), "y"
         node.name = f"{producer.name}/in_float32"
         while node.name in self._by_name:
             node.name += "_"
         self._by_name[node.name] = node
-        return node.name + self._suffix
+        return f"{node.name}:{output}:0" if self._is_function else node.name
 
     def _integer_arithmetic(self) -> set[str]:
         """Names of the nodes in float64 that lead from integers to integers, or compare them.
