@@ -142,7 +142,7 @@ def prepare(
     Args:
       path: a SavedModel folder, .keras, .h5, .tflite or .onnx.
       folder: gets `saved_model/` (from Keras files) and `frozen/`; must not be there yet.
-      signature: which signature of a SavedModel.
+      signature: which signature of a SavedModel or .tflite file.
       custom_objects: a module whose public classes and functions Keras may need to load the file.
       import_modules: modules that register TensorFlow custom ops.
       trust_model: whether Python code that is stored in a Keras file may run.
@@ -169,7 +169,7 @@ def prepare(
         from tfopt import runtimes
 
         runtime = runtimes.get("litert" if kind == "tflite" else "onnxruntime")
-        model_signature = runtime.read_signature(path)
+        model_signature = runtime.read_signature(path, signature)
     else:
         if kind == "keras":
             model = load_keras_file(
