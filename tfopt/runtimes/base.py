@@ -19,6 +19,7 @@ import numpy as np
 
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
+from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure.suitability import Suitability
 from tfopt.signature import Signature
 from tfopt.trt.spec import EngineOptions
@@ -391,12 +392,18 @@ class Runtime(abc.ABC):
         del artifact, batches
         return iter(())
 
-    def read_signature(self, path: Path) -> Signature:
+    def read_signature(self, path: Path, key: str = SIGNATURE_KEY) -> Signature:
         """The signature of a model file in this runtime's own format.
 
+        Args:
+          path: the file.
+          key: which signature, in formats that have several.
+
         Raises:
-          InputError: when the file is damaged, or the runtime has no format of its own.
+          InputError: when the file is damaged or has no such signature, or the runtime has no
+            format of its own.
         """
+        del key
         raise InputError(f"{path} cannot be read by {self.name}; it has no file format of its own.")
 
     def versions(self) -> dict[str, str]:
