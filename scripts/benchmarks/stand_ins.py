@@ -65,17 +65,8 @@ def hard_swish(x: Any, layers: Any) -> Any:
 
 
 @_stand_in
-def inverted_residual(x: Any, layers: Any) -> Any:
-    """As MobileNetV2: a linear bottleneck around a depthwise convolution with relu6."""
-    inner = layers.ReLU(6.0)(layers.BatchNormalization()(layers.Conv2D(24, 1)(x)))
-    inner = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(inner)
-    inner = layers.ReLU(6.0)(layers.BatchNormalization()(inner))
-    return layers.Add()([x, layers.BatchNormalization()(layers.Conv2D(8, 1)(inner))])
-
-
-@_stand_in
 def separable(x: Any, layers: Any) -> Any:
-    """As Xception and NASNet: separable convolutions, pooling beside a short cut."""
+    """As Xception and NASNet: separable convolutions, relu6, pooling beside a short cut."""
     short_cut = layers.BatchNormalization()(layers.Conv2D(12, 1, strides=2)(x))
     x = layers.SeparableConv2D(12, 3, padding="same", use_bias=False)(layers.ReLU()(x))
     x = layers.SeparableConv2D(12, 3, padding="same")(layers.ReLU(6.0)(x))
@@ -85,19 +76,14 @@ def separable(x: Any, layers: Any) -> Any:
 
 @_stand_in
 def concatenation(x: Any, layers: Any) -> Any:
-    """As Inception and DenseNet: joined branches, asymmetric kernels, padded average pooling."""
+    """As Inception, DenseNet and ResNetV2: joined branches, asymmetric and grouped kernels, padded
+    averages, and the maximum of features below zero with zeros around them."""
     pooled = layers.AveragePooling2D(3, strides=1, padding="same")(x)
     branches = [
         layers.Conv2D(6, 1, activation="relu")(x),
         layers.Conv2D(6, (1, 7), padding="same", activation="relu")(x),
         layers.Conv2D(6, (7, 1), padding="same", activation="relu")(pooled),
         layers.Conv2D(8, 3, padding="same", groups=2)(x),
+        layers.MaxPooling2D(3, strides=1)(layers.ZeroPadding2D(1)(-layers.ReLU()(x))),
     ]
     return layers.ReLU()(layers.BatchNormalization()(layers.Concatenate()([x, *branches])))
-
-
-@_stand_in
-def padded_pooling(x: Any, layers: Any) -> Any:
-    """As ResNetV2: zeros around features below zero, then the maximum."""
-    x = layers.ZeroPadding2D(1)(-layers.ReLU()(x))
-    return layers.MaxPooling2D(3, strides=2)(x)
