@@ -301,7 +301,7 @@ def _evaluate(
             for collector in collectors.values():
                 collector.add(outputs, labels)
     if write_reference is not None:
-        of_classes = [name for name, text in metrics.items() if text in ("top1", "top5")]
+        of_classes = [name for name, text in metrics.items() if choosing.is_of_classes(text)]
         sample.save(write_reference, whole, of_classes)
     return Evaluation(
         {name: collector.finish() for name, collector in collectors.items()},

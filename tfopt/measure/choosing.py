@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from tfopt.errors import InputError
-from tfopt.measure.metric_names import is_function, spell, split
+from tfopt.measure.metric_names import is_function, parse, spell, split
 from tfopt.measure.metrics import is_missing
 from tfopt.measure.outputs import Kind
 from tfopt.measure.scores import ALL_OUTPUTS
@@ -211,6 +211,13 @@ def choose_metric(outputs: np.ndarray, kind: Kind, labels: LabelSummary) -> str:
         "no metric of tfopt compares them; correct the labels, or give "
         "--metric=package.module:function."
     )
+
+
+def is_of_classes(metric: str) -> bool:
+    """Whether a metric compares the highest of several scores with a class number."""
+    name, options = parse(metric)
+    names = ("top1", "top5", "position_accuracy", "mean_iou")
+    return name in names and not {"threshold", "num_classes"} & options.keys()
 
 
 def _of_one_number(outputs: np.ndarray, kind: Kind, labels: LabelSummary) -> str:

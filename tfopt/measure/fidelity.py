@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class Sample:
                     kept.append(np.array(example))
                     self._bytes += example.nbytes if hasattr(example, "nbytes") else 0
 
-    def save(self, folder: Path, whole: set[str], class_scores: Sequence[str] = ()) -> None:
+    def save(self, folder: Path, whole: set[str], class_scores: Collection[str] = ()) -> None:
         """Writes what the outputs are into the folder of the reference.
 
         Args:
