@@ -143,7 +143,7 @@ class TestNumbers:
         }[labels]
         spread = np.abs(generator().normal(size=(COUNT, 3))).cumsum(1)
         outputs = labels[:, None] + spread - spread[:, 1:2]
-        with pytest.raises(InputError, match=r"--metric=pinball\(quantiles="):
+        with pytest.raises(InputError, match=r"`metric=pinball\(quantiles="):
             chosen(outputs, labels)
 
     def test_cumulative_probabilities_of_grades(self):
@@ -255,7 +255,7 @@ class TestPositions:
 class TestRefused:
     @pytest.mark.parametrize("labels", [np.array(["a", "b"] * 9), np.array([b"a"] * 18, object)])
     def test_text(self, labels):
-        with pytest.raises(InputError, match=r"labels are text.*--metric"):
+        with pytest.raises(InputError, match=r"labels are text.*`metric"):
             chosen(np.zeros((18, 3)), labels)
 
     def test_other_shapes(self):
@@ -295,9 +295,9 @@ class TestScoredOutputs:
         ("metric", "output_name", "labelled", "message"),
         [
             ("top1", None, None, "'top1' needs labels and the data has none"),
-            (None, None, (), "name the one that the labels belong to with --output_name"),
+            (None, None, (), "name the one that the labels belong to with `output_name`"),
             (None, "other", BOTH, "No output 'other'; the model's outputs are: boxes, classes"),
-            ("other=mae", None, BOTH, "--metric names the output 'other'"),
+            ("other=mae", None, BOTH, "`metric` names the output 'other'"),
             ("boxes=mae", None, ("classes",), "no labels of output 'boxes'"),
             (None, "boxes", ("classes",), "no labels of output 'boxes'"),
         ],

@@ -47,7 +47,7 @@ class TestText:
 
     @pytest.mark.parametrize("text", ["a=top1,mae", "a=top1,a=mae", "=top1,b=mae", "a=,b=mae"])
     def test_outputs_without_one_metric_each(self, text):
-        with pytest.raises(InputError, match="--metric="):
+        with pytest.raises(InputError, match="`metric="):
             metric_names.split(text)
 
 

@@ -18,7 +18,7 @@ MAX_VALUES = 1 << 17  # distinct labels that are counted; class numbers of vocab
 ORDERED_SHARE = 0.95
 NAME_ONE = (
     "; correct them, or name what compares them, such as "
-    "--metric=pinball(quantiles=[0.1,0.5,0.9]) for quantiles, or a function of your own."
+    "`metric=pinball(quantiles=[0.1,0.5,0.9])` for quantiles, or a function of your own."
 )
 VOID = 255  # pixels without a class in PASCAL VOC and Cityscapes
 
@@ -48,7 +48,7 @@ def scored_outputs(
             return {}
         raise InputError(
             f"Metric {metric!r} needs labels and the data has none; add an array 'y', or leave "
-            "--metric out to compare with the model's own outputs."
+            "`metric` out to compare with the model's own outputs."
         )
     found = {} if metric is None else split(metric)
     for_all = found.pop(None, None)
@@ -58,7 +58,7 @@ def scored_outputs(
         return {ALL_OUTPUTS: for_all}
     if unknown := [name for name in given if name not in output_names]:
         raise InputError(
-            f"--metric names the output {unknown[0]!r}; the model's outputs are: {names}."
+            f"`metric` names the output {unknown[0]!r}; the model's outputs are: {names}."
         )
     if output_name is not None and given:
         given = {name: text for name, text in given.items() if name == output_name}
@@ -67,7 +67,7 @@ def scored_outputs(
         if len(labelled) > 1:
             raise InputError(
                 f"The model has outputs {names}; name the one that the labels belong to with "
-                "--output_name, or give labels as a dict by output."
+                "`output_name`, or give labels as a dict by output."
             )
     elif output_name is not None:
         labelled = [name for name in labelled if name == output_name]
@@ -181,7 +181,7 @@ def choose_metric(outputs: np.ndarray, kind: Kind, labels: LabelSummary) -> str:
         what = "labels" if labels.is_text else "outputs"
         raise InputError(
             f"The {what} are text, which no metric of tfopt compares; save class numbers, or give "
-            "--metric=package.module:function."
+            "`metric=package.module:function`."
         )
     if not labels.values:
         raise InputError(
@@ -209,7 +209,7 @@ def choose_metric(outputs: np.ndarray, kind: Kind, labels: LabelSummary) -> str:
     raise InputError(
         f"The labels of an example have shape {labels.shape} and the outputs {outputs.shape[1:]}; "
         "no metric of tfopt compares them; correct the labels, or give "
-        "--metric=package.module:function."
+        "`metric=package.module:function`."
     )
 
 

@@ -87,7 +87,7 @@ def _sklearn(name: str, options: dict[str, Any], form: str | None) -> Callable[[
         library = importlib.import_module("sklearn.metrics")
     except ImportError as error:
         raise InputError(
-            f"--metric=sklearn:{name} needs scikit-learn ({error}); pip install scikit-learn."
+            f"`metric=sklearn:{name}` needs scikit-learn ({error}); pip install scikit-learn."
         ) from error
     valid = {
         key: function
@@ -172,7 +172,7 @@ def _keras(name: str, options: dict[str, Any], form: str | None) -> Callable[[st
         made = valid[name](**options)
     except Exception as error:  # Keras raises errors of many kinds for wrong arguments
         reason = str(error).splitlines()[0]
-        raise InputError(f"--metric=keras:{name} cannot be made: {reason}") from error
+        raise InputError(f"`metric=keras:{name}` cannot be made: {reason}") from error
     direction = getattr(made, "_direction", None)  # of Keras 3
     is_error = direction == "down" or (direction is None and name.endswith(KERAS_ERRORS))
     if form is None:

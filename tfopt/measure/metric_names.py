@@ -57,18 +57,18 @@ def find_metric(name: str) -> Metric:
 
         return library_metrics.find(module, function, options)
     if options:
-        raise InputError(f"--metric={name}: functions of your own take no options.")
+        raise InputError(f"`metric={name}`: functions of your own take no options.")
     try:
         is_script = module == main_module.NAME
         found = main_module.find(function) if is_script else _find(module, function)
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"--metric={name} cannot be found ({error}); it must be importable from here."
+            f"`metric={name}` cannot be found ({error}); it must be importable from here."
             f"{main_module.note_on_missing(function)}"
         ) from error
     if not callable(found):
         kind = type(found).__name__
-        raise InputError(f"--metric={name} is a {kind}; expected a function of outputs and labels.")
+        raise InputError(f"`metric={name}` is a {kind}; expected a function of outputs and labels.")
     return _own(name, found)
 
 
@@ -145,11 +145,11 @@ def split(text: str) -> dict[str | None, str]:
     for part, pair in zip(parts, pairs, strict=True):
         if len(pair) != 2 or not all(pair):
             raise InputError(
-                f"--metric={text}: {part!r} is no output=metric; expected one metric, or one for "
+                f"`metric={text}`: {part!r} is no output=metric; expected one metric, or one for "
                 "each output, such as classes=top1,boxes=mae."
             )
         if pair[0] in found:
-            raise InputError(f"--metric={text} names the output {pair[0]!r} twice; name it once.")
+            raise InputError(f"`metric={text}` names the output {pair[0]!r} twice; name it once.")
         found[pair[0]] = pair[1]
     return found
 
@@ -164,7 +164,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     if not parenthesis:
         return name, {}
     message = (
-        f"--metric={text}: expected name(option=value,…), such as sklearn:f1_score(average=macro)."
+        f"`metric={text}`: expected name(option=value,…), such as sklearn:f1_score(average=macro)."
     )
     try:
         call = ast.parse(f"_({rest}", mode="eval").body

@@ -123,7 +123,7 @@ def auc(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if outputs.size != len(outputs):
         raise InputError(
             f"Metric auc needs one score an example, or two; the output is {outputs.shape}; choose "
-            "another --metric."
+            "another `metric`."
         )
     return outputs.reshape(-1).astype(np.float64)
 
@@ -283,7 +283,7 @@ def _top_k(outputs: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise InputError(
             f"Metric top{k} needs one score a class, (n, classes); the output is {outputs.shape}; "
-            "choose another --metric."
+            "choose another `metric`."
         )
     if labels.ndim == 2 and labels.shape[1] == outputs.shape[1]:
         labels = labels.argmax(1)
@@ -366,7 +366,7 @@ def _check_range(classes: np.ndarray, num_classes: int, name: str) -> None:
         raise InputError(
             f"Metric {name} needs class numbers from 0 to {num_classes - 1}; {is_outside.sum()} of "
             f"{is_outside.size} labels are others, such as {classes[is_outside][0]}; correct them, "
-            "or choose another --metric."
+            "or choose another `metric`."
         )
 
 
@@ -417,7 +417,7 @@ def _difference(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if outputs.size != labels.size:
         raise InputError(
             f"Labels of shape {labels.shape} cannot be compared with outputs of shape "
-            f"{outputs.shape}; choose another --metric."
+            f"{outputs.shape}; choose another `metric`."
         )
     return outputs.astype(np.float64) - labels.reshape(outputs.shape).astype(np.float64)
 

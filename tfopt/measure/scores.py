@@ -344,7 +344,7 @@ def doubt(scores: Scores) -> str | None:
     return (
         f"The metric and the labels may not belong together: {scores.metric} of the model as saved "
         f"is {value:.4g}, and {what} gives {trivial:.4g}; check the labels, or choose another "
-        "--metric."
+        "`metric`."
     )
 
 
@@ -424,7 +424,7 @@ def _of_two_classes(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
         values = np.unique(flat)
     if len(values) != 2:
         raise InputError(
-            f"AUC needs labels of two classes, both, and got {len(values)}; use --metric=top1 for "
+            f"AUC needs labels of two classes, both, and got {len(values)}; use `metric=top1` for "
             "classes."
         )
     return scores, (flat == values[1]).astype(np.int64)
@@ -436,7 +436,7 @@ def _as_input_error(metric: Metric, error: Exception, outputs: Any, labels: Any)
         return error
     hint = ""
     if metric.name.startswith(("keras:", "sklearn:")):
-        hint = "; choose other options, such as output=argmax, or another --metric"
+        hint = "; choose other options, such as output=argmax, or another `metric`"
     return InputError(
         f"Metric {metric.name} fails on outputs of {_shape(outputs)} and labels of "
         f"{_shape(labels)}: {type(error).__name__}: {first_line(error).rstrip('.')}{hint}."

@@ -58,7 +58,7 @@ def prepare(
     fixed = source.signature.batch_size
     if fixed not in (None, options.batch_size):
         raise InputError(
-            f"The model takes batches of {fixed} only and --batch_size is "
+            f"The model takes batches of {fixed} only and `batch_size` is "
             f"{options.batch_size}; set it to {fixed}."
         )
     progress.say("Reading the data …")
