@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfopt import runtimes
+from tfopt import main_module, runtimes
 from tfopt import source as sources
 from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
@@ -136,7 +136,8 @@ def optimize(
 
 def _command(model: Any, data: Any, folder: Path, budget: Budget, options: Options) -> str | None:
     """What does the same from a shell; None for objects that only Python has."""
-    if not isinstance(model, Path) or not isinstance(data, (str, Path)):
+    is_local = options.metric is not None and f"{main_module.NAME}:" in options.metric
+    if not isinstance(model, Path) or not isinstance(data, (str, Path)) or is_local:
         return None
     given: dict[str, Any] = {"model": model, "data": data, "output_dir": folder}
     for value in (budget, options, options.limits):
