@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfopt import live, saved_model
+from tfopt import keras_names, live, saved_model
 from tfopt.errors import MAX_REASON, ConversionError, InputError, first_line
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph, describe_function, missing_signature
 from tfopt.keras_files import import_module, load_keras_file
@@ -185,8 +185,8 @@ def prepare(
     if not model_signature.inputs:
         raise InputError(f"Signature {model_signature.key!r} of {path} has no inputs to run it on.")
     source = Source(
-        name, kind, path, frozen, model_signature, sha256, tuple(import_modules), tuple(notes),
-        not_frozen=not_frozen,
+        name, kind, path, frozen, keras_names.read(path, model_signature), sha256,
+        tuple(import_modules), tuple(notes), not_frozen=not_frozen,
     )  # fmt: skip
     value = dataclasses.asdict(source) | {"path": str(path), "signature": str(model_signature)}
     value["frozen"] = None if frozen is None else str(frozen)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfopt.errors import InputError
-from tfopt.examples import Arrays, Examples, ExampleWriter
+from tfopt.examples import Arrays, Examples, ExampleWriter, labels_for
 from tfopt.measure import statistics
 from tfopt.measure.fidelity import DETECTIONS, Comparer, Fidelity, Reference, Sample
 from tfopt.measure.metrics import AGREEMENT, Metric, find_metric
@@ -245,7 +245,7 @@ def _evaluate(
             writer.append(outputs)
             written += sum(value.nbytes for value in outputs.values())
         if output_name is not None:
-            collect.add(outputs[output_name], outputs, labels)
+            collect.add(outputs[output_name], outputs, labels_for(labels, output_name))
     if writer is not None and write_reference is not None:
         writer.__exit__()
         is_class = metric_name in ("top1", "top5")

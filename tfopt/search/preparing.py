@@ -11,7 +11,9 @@ from typing import Any
 from tfopt import dataset as datasets
 from tfopt import live, source_check
 from tfopt.dataset import Dataset
+from tfopt.dataset.streams import open_text
 from tfopt.errors import ConversionError, InputError
+from tfopt.examples import labels_for
 from tfopt.first_examples import first_examples
 from tfopt.isolation import Worker
 from tfopt.measure import environment, metrics
@@ -52,7 +54,7 @@ def prepare(
     shutil.rmtree(folder / "best", ignore_errors=True)
     progress.say("Reading the model …")
     if isinstance(data, (str, Path)):
-        data = datasets.open_text(str(data))
+        data = open_text(str(data))
     example = first_examples(data) if source_check.is_keras(model) else None
     source = _prepare_source(folder, model, options, converter, example)
     fixed = source.signature.batch_size
@@ -69,6 +71,7 @@ def prepare(
         folder / "data",
         seed=options.seed,
         num_calibration=options.num_calibration,
+        progress=progress.counter("examples"),
     )
     try:
         source_check.check_model(
@@ -82,7 +85,9 @@ def prepare(
     for note in (*source.notes, *dataset.notes):
         progress.say(f"Note: {note}")
     is_scored = dataset.has_labels or options.metric is not None
-    output_name = _choose_output(source, options.output_name, is_scored)
+    labelled = dataset.evaluation.label_names
+    wanted = options.output_name or (labelled[0] if len(labelled) == 1 else None)
+    output_name = _choose_output(source, wanted, is_scored)
     metric = options.metric or _choose_metric(source, dataset, output_name)
     progress.say(f"Metric: {metric}.")
     planned = plan(source.kind, options.variants, source.not_frozen)
@@ -168,4 +173,4 @@ def _choose_metric(source: Source, dataset: Dataset, output_name: str | None) ->
         return metrics.AGREEMENT
     spec = next(spec for spec in source.signature.outputs if spec.name == output_name)
     _, labels, _ = next(dataset.evaluation.batches(source.signature, 64))
-    return metrics.choose_metric(spec.shape, labels)
+    return metrics.choose_metric(spec.shape, labels_for(labels, output_name))
