@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt.dataset.bounds import MAX_BYTES, Bound
+from tfopt.dataset.bounds import bounded
 from tfopt.dataset.casting import Chunk, Fitter, finite_examples
 from tfopt.dataset.streams import Stream
 from tfopt.dataset.weights import WeightNotes
@@ -32,10 +33,10 @@ from tfopt.examples import (
     is_weight_column,
     plain,
 )
-from tfopt.measure import environment
 from tfopt.signature import Signature
 
 NUM_CALIBRATION = 256
+PARTS = ("calibration", "evaluation")
 CALIBRATION_SHARE = 0.1  # of a stream whose length is not known
 
 
@@ -99,9 +100,10 @@ def write(
         a dict of arrays named like the .npz members (inputs, or `x` for a single input, and labels
         `y` or by output; each may stand as `…_train` and `…_test`); `x`, `(x, y)` or
         `(x, y, sample_weight)`, or two of these for training and test; a tf.data.Dataset, Keras
-        PyDataset, or a function that returns an iterator, of such examples or batches. Arrays may
-        be tensors, DataFrames, Series or lists; `x` is a dict, a list in the order of the Keras
-        model, or a DataFrame by columns where there are several inputs, and so is `y` for outputs.
+        PyDataset, another iterable such as a DataLoader, or a function that returns one, of such
+        examples or batches. Arrays may be tensors, DataFrames, Series or lists; `x` is a dict,
+        a list in the order of the Keras model, or a DataFrame by columns where there are several
+        inputs, and so is `y` for outputs.
       signature: what the model takes.
       folder: where to.
       seed: of the split.
@@ -109,24 +111,39 @@ def write(
       progress: called with the number of examples so far.
 
     Raises:
-      InputError: when names, shapes, dtypes or lengths do not fit, there are no examples, a
-        tf.data.Dataset never ends, or labels are not finite.
+      InputError: when names, shapes, dtypes or lengths do not fit, there are no examples, the data
+        never ends, or labels are not finite. Nothing is left in `folder` then.
     """
     folder = Path(folder)
     stream = Stream(data, signature)
+    try:
+        return _write(stream, signature, folder, seed, num_calibration, progress)
+    except BaseException:
+        for name in PARTS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        raise
+
+
+def _write(
+    stream: Stream,
+    signature: Signature,
+    folder: Path,
+    seed: int,
+    num_calibration: int,
+    progress: Callable[[int], None] | None,
+) -> Dataset:
     fitted, weights = Fitter(signature), WeightNotes()
-    bound = Bound(is_endless=not stream.is_bounded, folder=folder)
     num_unfit = 0  # set aside, and not finite
     with (
-        ExampleWriter(folder / "calibration") as calibration,
-        ExampleWriter(folder / "evaluation") as evaluation,
+        ExampleWriter(folder / PARTS[0]) as calibration,
+        ExampleWriter(folder / PARTS[1]) as evaluation,
     ):
         is_calibration: Callable[[int], bool] | None = None
         if stream.train is not None:
             count = min(num_calibration, stream.num_train)
             split = f"{count} of {stream.num_train} training examples, chosen with seed {seed}"
             chosen = _choose(stream.num_train, count, seed)
-            for start, chunk in _numbered(bound(stream.train())):
+            for start, chunk in _numbered(bounded(stream.train(), folder=folder)):
                 mask = _mask(chunk, start, chosen.__contains__)
                 if mask.any():
                     found, is_finite = fitted(weights.without_weights(_take(chunk, mask)))
@@ -139,7 +156,8 @@ def write(
         else:
             split = f"a share of {CALIBRATION_SHARE:.0%} by a hash of the position, seed {seed}"
             is_calibration = _by_hash(seed)
-        for start, chunk in _numbered(bound(stream.test())):
+        test = bounded(stream.test(), has_end=stream.is_bounded, folder=folder)
+        for start, chunk in _numbered(test):
             found, is_finite = fitted(weights.without_weights(chunk))
             mask = np.zeros(len(is_finite), bool)
             if is_calibration is not None:
@@ -162,8 +180,6 @@ def write(
             f"Calibration leaves out {num_unfit} examples with NaN or infinite inputs and has "
             f"{min(num_calibration, calibration.num_examples)} others."
         )
-    if bound.note:
-        notes.append(bound.note)
     if stream.unused:
         notes.append(f"Arrays that are neither inputs nor labels: {', '.join(stream.unused)}.")
     result = Dataset(
@@ -238,12 +254,10 @@ def in_memory(
       InputError: as `write` does, but labels may be missing.
     """
     stream, fitted = Stream(data, signature), Fitter(signature)
-    memory = min(MAX_BYTES, environment.memory_bytes() // 4)
-    bound = Bound(max_bytes=memory, is_endless=not stream.is_bounded)
 
     def read(chunks: Iterator[Chunk]) -> Chunk:
         parts = []
-        for start, chunk in _numbered(bound(chunks)):
+        for start, chunk in _numbered(bounded(chunks, has_end=stream.is_bounded)):
             if progress is not None:
                 progress(start)
             weights = {name: chunk.pop(name) for name in [*chunk] if is_weight_column(name)}
@@ -254,7 +268,7 @@ def in_memory(
 
     train = None if stream.train is None else read(stream.train())
     test = read(stream.test())
-    notes = (*fitted.notes(), *filter(None, [bound.note]))
+    notes = tuple(fitted.notes())
     return (test, None, notes) if train is None else (train, test, notes)
 
 

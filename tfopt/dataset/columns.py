@@ -206,7 +206,7 @@ def _could_be(array: Any, spec: TensorSpec) -> bool:
         return False
     if array.dtype.kind == "f" and spec.dtype.startswith(("int", "uint", "bool")):
         return False
-    return fits(spec, array.shape) is not None
+    return any(fits(spec, shape) is not None for shape in (array.shape, (1, *array.shape)))
 
 
 def _by_output(y: Any, signature: Signature, kind: str) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _of_named_outputs(y: Mapping[Any, Any], signature: Signature, kind: str) -> 
     if len(outputs) <= 1:
         if len(given) != 1:
             raise InputError(
-                f"The data has {kind} for {names(given)}; one output is scored, so pass its "
+                f"The data has {kind} for {names(given)}; the model has one output, so pass its "
                 f"{kind} alone."
             )
         return {column_of(): as_column(next(iter(given.values())), f"column of {kind}")}

@@ -95,12 +95,12 @@ def read(
     if _yields_batches(data):
         return TrainingData({"x": _ending(data)}, None)
     train, test, notes = datasets.in_memory(data, _signature(model), progress)
-    arguments = _arguments(train)
+    arguments = _arguments(train, model)
     if "y" not in arguments:
         if needs_labels:
             raise InputError("The data have no labels; name them y, or y_train and y_test.")
         return TrainingData({"x": arguments["x"]}, None, notes)
-    held_out = {} if test is None else _arguments(test)
+    held_out = {} if test is None else _arguments(test, model)
     validation = tuple(held_out.values()) if "y" in held_out else None
     return TrainingData(arguments, validation, notes)
 
@@ -116,14 +116,23 @@ def _ending(data: Any) -> Any:
     return data
 
 
-def _arguments(chunk: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What `fit` takes: `x`, `y` and `sample_weight`, the latter two where they are there."""
+def _arguments(chunk: Mapping[str, np.ndarray], model: Layer) -> dict[str, Any]:
+    """What `fit` takes: `x`, `y` and `sample_weight`, the latter two where they are there.
+
+    Keras 3 takes a dictionary of labels only for a model that returns one.
+    """
+    outputs = [port.key for port in keras_names.outputs_of(model)]
+    is_dict = isinstance(getattr(model, "output", None), Mapping)
     inputs = {name: array for name, array in chunk.items() if is_input_column(name)}
     found: dict[str, Any] = {"x": inputs if len(inputs) > 1 else next(iter(inputs.values()))}
     for name, is_one in (("y", is_label_column), ("sample_weight", is_weight_column)):
         by_output = {output_of(column): chunk[column] for column in chunk if is_one(column)}
-        if by_output:
-            found[name] = by_output.get(None, by_output)
+        if None in by_output:
+            found[name] = by_output[None]
+        elif by_output and not is_dict and by_output.keys() == set(outputs):
+            found[name] = [by_output[output] for output in outputs]
+        elif by_output:
+            found[name] = by_output
     return found
 
 

@@ -944,5 +944,5 @@ def test_sample_weights_are_left_out_and_said(tmp_path):
     def of_two_outputs():
         yield np.zeros(2, np.float32), {"a": 1, "b": 2}
 
-    with pytest.raises(InputError, match="labels for a, b; one output is scored"):
+    with pytest.raises(InputError, match="labels for a, b; the model has one output"):
         dataset.write(of_two_outputs, signature, tmp_path / "other")
