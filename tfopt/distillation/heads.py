@@ -137,7 +137,7 @@ def pair(
       chosen: the teacher's output by the student's, as far as somebody gave them.
 
     Raises:
-      InputError: when there is no such output, not enough of them, or no telling which is which.
+      InputError: when there is no such output, not enough of them, or they cannot be paired.
     """
     found = _chosen(student, teacher, name, chosen or {})
     numbered = is_numbering(student.names) and is_numbering(teacher.names)
@@ -156,7 +156,7 @@ def pair(
     if len(mine) != len(theirs):
         raise InputError(
             f"{name} has {len(teacher.names)} outputs and the student {len(student.names)} "
-            f"({', '.join(student.names)}); expected as many, or the same names: "
+            f"({', '.join(student.names)}); expected as many: "
             f"{_hint(mine, teacher.names)}."
         )
     by_shape = _by_shape(student, teacher, mine, theirs)
@@ -164,8 +164,8 @@ def pair(
         says_order = is_numbering(mine) or is_numbering(theirs)
         if not (_has_order(student, mine) and _has_order(teacher, theirs) and says_order):
             raise InputError(
-                f"Nothing tells which of the outputs of {name} ({', '.join(theirs)}) belongs to "
-                f"which of the student's ({', '.join(mine)}): name the outputs alike, or "
+                f"Neither names nor shapes match the outputs of {name} ({', '.join(theirs)}) to "
+                f"the student's ({', '.join(mine)}); give both the same names, or "
                 f"{_hint(mine, theirs)}."
             )
         by_shape = dict(zip(mine, theirs, strict=True))
@@ -173,7 +173,7 @@ def pair(
 
 
 def is_numbering(names: Sequence[str]) -> bool:
-    """Whether names tell no more than an order: defaults of Keras, or one word with numbers."""
+    """Whether names only give an order: defaults of Keras, or one word with numbers."""
     return all(map(is_default, names)) or len({_stem(name) for name in names}) == 1
 
 
@@ -243,7 +243,7 @@ def _chosen(student: Heads, teacher: Heads, name: str, chosen: Mapping[str, str]
 
 
 def _hint(mine: Sequence[str], theirs: Sequence[str]) -> str:
-    return f"Teacher(…, outputs={{{mine[0]!r}: {theirs[0]!r}, …}}) says which belong together"
+    return f"pair them in Teacher(…, outputs={{{mine[0]!r}: {theirs[0]!r}, …}})"
 
 
 def _paths(structure: Any, prefix: str = "") -> dict[str, Any]:

@@ -23,12 +23,12 @@ class Made:
 
     Attributes:
       activation: `linear`, `softmax` or `sigmoid`.
-      is_told: whether the model says so; else it is by the values.
+      is_known: whether a layer shows it; else it is inferred from the values.
       size: of the last axis.
     """
 
     activation: str
-    is_told: bool
+    is_known: bool
     size: int
 
 
@@ -36,8 +36,8 @@ def kind_of(made: Made, of_teachers: Sequence[str], label_loss: str | None) -> s
     """`softmax` or `sigmoid` for classes, `values` for everything else.
 
     A softmax is of classes whatever the loss against labels is, and so is what a cross-entropy
-    looks at. A loss that is not Keras's tells nothing: then outputs do. Linear outputs without a
-    loss against labels are taken for logits if there are several.
+    looks at. From a loss that is not Keras's nothing follows, and outputs decide. Linear outputs
+    without a loss against labels are taken for logits if there are several.
 
     Args:
       made: what made the student's output.
@@ -59,7 +59,7 @@ def kind_of(made: Made, of_teachers: Sequence[str], label_loss: str | None) -> s
     if "crossentropy" in name or "kldiv" in name:
         return "softmax"
     if name not in OF_VALUES:
-        if made.activation == "sigmoid" and made.is_told:
+        if made.activation == "sigmoid" and made.is_known:
             return "sigmoid"
         if made.activation == "linear" and "softmax" in known:
             return "softmax"

@@ -82,7 +82,7 @@ class ForwardCheck:
         self.num_batches += 1
         not_finite, largest = np.asarray(self._inputs.read_value())
         if not_finite:
-            return "The inputs of the model hold values that are not finite: look at the data."
+            return "The inputs of the model hold values that are not finite: check the data."
         flags = np.asarray(self._flags.read_value()) > 0
         seen = [_Seen(self._places[index], *flags[index]) for index in self._order]
         first = next((each for each in seen if each.goes_in_bad or each.comes_out_bad), None)

@@ -57,11 +57,13 @@ def warn_of_own_step(model: Layer, stacklevel: int) -> None:
     """
     owner = next(found for found in type(model).__mro__ if "train_step" in vars(found))
     framework = framework_of(model).__name__
-    if owner.__module__.partition(".")[0] == framework or getattr(model, "_is_told_of_step", False):
+    if owner.__module__.partition(".")[0] == framework or getattr(
+        model, "_is_warned_of_step", False
+    ):
         return
     if model.compute_dtype != "float16" or _SCALING & set(_names_in(type(model), framework)):
         return
-    model._is_told_of_step = True
+    model._is_warned_of_step = True
     is_keras_3 = framework == "keras"
     how = (
         "take gradients of self.optimizer.scale_loss(loss)"
