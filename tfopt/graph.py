@@ -283,7 +283,7 @@ def missing_signature(folder: str | Path, key: str, found: Sequence[str]) -> Inp
     """The error for a SavedModel without the wanted signature."""
     names = ", ".join(sorted(found)) or "none"
     return InputError(
-        f"{folder} has no signature {key!r}; it has: {names}; choose one with --signature."
+        f"{folder} has no signature {key!r}; it has: {names}; choose one with `signature`."
     )
 
 

@@ -140,7 +140,7 @@ def prepare(
     path, folder = check_path(path).absolute(), Path(folder).absolute()
     folder.mkdir(parents=True)
     for module in import_modules:
-        import_module(module, "--import_module")
+        import_module(module, "import_modules")
     kind = _kind(path)
     notes: list[str] = []
     frozen: Path | None = None
@@ -179,7 +179,7 @@ def prepare(
         except Exception as error:
             raise InputError(
                 f"{path} cannot be loaded: {first_line(error)[:MAX_REASON]}; export the model "
-                "again, or name its custom ops with --import_module."
+                "again, or name the modules of its custom ops with `import_modules`."
             ) from error
     kind = "saved_model" if kind == "keras" else str(kind)
     if not model_signature.inputs:

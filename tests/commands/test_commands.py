@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 
 from tfopt import commands
+from tfopt.commands._flags import as_flags
 
 TEXT = """tests/commands/test_commands.py needs a file with some text."""
 
@@ -337,3 +339,30 @@ def test_module_can_be_run():
     )
     assert result.returncode == commands.WRONG_INPUT
     assert "Traceback" not in result.stderr
+
+
+def test_arguments_are_spelled_as_flags(optimize, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ledger.jsonl").write_text("no ledger\n")
+    message = optimize("--resume")
+    assert "--overwrite" in message
+    assert "`" not in message
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("give `resume=True`.", "give --resume."),
+        ("give `resume=False`.", "give --noresume."),
+        ("`mixed=data` or another `output_dir`.", "--mixed=data or another --output_dir."),
+        ("`import_modules=ops` is missing.", "--import_module=ops is missing."),
+        ("`tfopt convert` wrote `loss`.", "`tfopt convert` wrote `loss`."),
+    ],
+)
+def test_spelling_of_arguments(message, expected):
+    values = flags.FlagValues()
+    for name in ("resume", "overwrite"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
+    for name in ("mixed", "output_dir", "import_module"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    assert as_flags(message, values) == expected

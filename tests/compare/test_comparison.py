@@ -251,10 +251,10 @@ class TestFiles:
         rows = tuple({**found, **row} for found in ONE.rows)
         Comparison(rows, {**DETAILS, **details}).save(tmp_path / "b")
         paths = [tmp_path / "a", tmp_path / "b"]
-        with pytest.raises(InputError, match=rf"different .*{named}.*--mixed={what}"):
+        with pytest.raises(InputError, match=rf"different .*{named}.*`mixed={what}`"):
             Comparison.from_files(paths)
         others = {"machines", "batch_sizes", "baselines"} - {what}
-        with pytest.raises(InputError, match=f"--mixed={what}"):
+        with pytest.raises(InputError, match=f"`mixed={what}`"):
             Comparison.from_files(paths, others)
         assert len(Comparison.from_files(paths, [what]).rows) == 6
 

@@ -250,7 +250,7 @@ def test_interrupt_ends_with_130_and_keeps_what_is_done(conv, onnx_file, tmp_pat
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume" in errors
+    assert "run it again with resume" in errors
     assert "Traceback" not in errors
     assert (out / "ledger.jsonl").exists()
 

@@ -58,7 +58,7 @@ def prepare(
     fixed = source.signature.batch_size
     if fixed not in (None, options.batch_size):
         raise InputError(
-            f"The model takes batches of {fixed} only and --batch_size is "
+            f"The model takes batches of {fixed} only and `batch_size` is "
             f"{options.batch_size}; set it to {fixed}."
         )
     progress.say("Reading the data …")
@@ -157,7 +157,7 @@ def _choose_output(source: Source, wanted: str | None, is_scored: bool) -> str |
     if wanted is None and len(names) > 1 and is_scored:
         raise InputError(
             f"The model has outputs {', '.join(names)}; say which one the labels belong to with "
-            "--output_name."
+            "`output_name`."
         )
     return wanted or (names[0] if is_scored else None)
 

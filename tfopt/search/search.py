@@ -75,7 +75,8 @@ class Search:
                 best, comparison = self._stages(model, data, budget)
         except KeyboardInterrupt:
             self.progress.say(
-                f"Interrupted; everything finished is in {self.folder}, go on with --resume."
+                f"Interrupted; everything finished is in {self.folder}; run it again with resume "
+                "to go on."
             )
             raise
         finally:
