@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tfopt import source as sources
-from tfopt.distillation.distiller import Distiller, first_inputs
+from tfopt.distillation.distiller import Distiller
+from tfopt.distillation.first_batch import first_inputs
 from tfopt.distillation.losses import (
     AttentionTransfer,
     DecoupledTargets,
