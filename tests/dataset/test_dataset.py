@@ -683,7 +683,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("text", ["no_such_module:load", "json:no_such_function"])
     def test_no_function(self, text, tmp_path):
-        with pytest.raises(InputError, match=rf"--data={text} names no function \(.*no_such"):
+        with pytest.raises(InputError, match=rf"`data={text}` names no function \(.*no_such"):
             dataset.write(text, IMAGE, tmp_path)
 
 

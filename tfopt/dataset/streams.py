@@ -130,7 +130,7 @@ def open_text(text: str) -> Any:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"--data={text} names no function ({error}); expected FILE.npz or "
+            f"`data={text}` names no function ({error}); expected FILE.npz or "
             "package.module:function, importable from here."
         ) from error
     if not callable(found):
