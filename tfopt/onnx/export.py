@@ -13,6 +13,7 @@ import numpy as np
 
 from tfopt.errors import ConversionError, first_line
 from tfopt.graph import FrozenGraph
+from tfopt.onnx.collecting import copies_collected
 from tfopt.onnx.padding import keep_zeros
 
 OPSET = 17  # the last that TensorRT 8.6 reads; nothing that later ones add is of use here
@@ -30,7 +31,7 @@ def to_onnx(graph: FrozenGraph) -> Any:
     graph = graph.inlined()
     unsupported = _Collect(logging.getLogger("tf2onnx.tfonnx"))
     try:
-        with unsupported, _numbered_anew():
+        with unsupported, _numbered_anew(), copies_collected():
             model, _ = convert.from_graph_def(
                 graph.graph_def,
                 input_names=list(graph.input_tensors),

@@ -20,6 +20,7 @@ import numpy as np
 from tfopt import finite
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
+from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure.suitability import Suitability
 from tfopt.signature import Signature
 from tfopt.trt.spec import EngineOptions
@@ -81,12 +82,12 @@ class Conversion:
         if self.calibration is None:
             raise ConversionError(
                 "This precision is calibrated on real examples and none were set aside; give more "
-                "data (--data)."
+                "`data`."
             )
         if self.num_calibration < at_least:
             raise ConversionError(
                 f"It is calibrated on {self.num_calibration} examples and needs at least "
-                f"{at_least}; give more data (--data), or raise --num_calibration."
+                f"{at_least}; give more `data`, or raise `num_calibration`."
             )
         return self._finite(self.calibration()) if only_finite else self.calibration()
 
@@ -415,12 +416,18 @@ class Runtime(abc.ABC):
         del artifact, batches
         return iter(())
 
-    def read_signature(self, path: Path) -> Signature:
+    def read_signature(self, path: Path, key: str = SIGNATURE_KEY) -> Signature:
         """The signature of a model file in this runtime's own format.
 
+        Args:
+          path: the file.
+          key: which signature, in formats that have several.
+
         Raises:
-          InputError: when the file is damaged, or the runtime has no format of its own.
+          InputError: when the file is damaged or has no such signature, or the runtime has no
+            format of its own.
         """
+        del key
         raise InputError(f"{path} cannot be read by {self.name}; it has no file format of its own.")
 
     def versions(self) -> dict[str, str]:

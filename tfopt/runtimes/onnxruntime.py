@@ -16,6 +16,7 @@ import numpy as np
 from tfopt import cuda, half_graph
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError, first_line
+from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure import environment, suitability
 from tfopt.measure.suitability import Suitability
 from tfopt.onnx import calibration as calibrations
@@ -215,7 +216,8 @@ class OnnxRuntime(Runtime):
             for name, tensor in tensors.items():
                 yield Activation(name, found[tensor.shown], tensor.limits, tensor.channel_axis)
 
-    def read_signature(self, path: Path) -> Signature:  # noqa: D102
+    def read_signature(self, path: Path, key: str = SIGNATURE_KEY) -> Signature:  # noqa: D102
+        del key
         model = _read(path)
         initializers = {tensor.name for tensor in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in initializers]

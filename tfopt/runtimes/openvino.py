@@ -172,6 +172,7 @@ class OpenVino(Runtime):
             raise ConversionError(
                 f"OpenVINO cannot convert this model: {_reason(error)}"
             ) from error
+        _read_float64_as_float32(model)
         _name_ports(model.inputs, conversion.signature.input_names)
         _name_ports(model.outputs, conversion.signature.output_names)
         _save(conversion, model)
@@ -247,6 +248,22 @@ class OpenVino(Runtime):
                 "weights."
             )
         _save(conversion, quantized)
+
+
+def _read_float64_as_float32(model: Any) -> None:
+    """Lets OpenVINO cast float64 inputs that are cast anyway.
+
+    Its CPU plugin fuses the cast into the quantization behind it, and that has no float64 kernel.
+    """
+    import openvino
+
+    for parameter in model.get_parameters():
+        readers = [target.get_node() for target in parameter.output(0).get_target_inputs()]
+        if parameter.get_element_type() == openvino.Type.f64 and all(
+            reader.get_type_name() == "Convert" for reader in readers
+        ):
+            parameter.set_element_type(openvino.Type.f32)
+    model.validate_nodes_and_infer_types()
 
 
 def _op(info: Any) -> str:
