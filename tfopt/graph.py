@@ -23,6 +23,9 @@ SIGNATURE_KEY = "serving_default"
 # Grappler optimizers, in order.
 FOLD_CONSTANTS = ("pruning", "constfold", "constfold")
 
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_KEEPS_CALLS = ("_noinline", "_XlaMustCompile")  # attributes of functions and of calls
+
 # Which input of an op is the shape of a list's elements.
 _ELEMENT_SHAPE_INPUT = {
     "EmptyTensorList": 0,
@@ -123,6 +126,23 @@ class FrozenGraph:
         functions = self.graph_def.library.function
         nodes = [*self.graph_def.node, *(node for f in functions for node in f.node_def)]
         return any(node.op in ("While", "StatelessWhile") for node in nodes)
+
+    def inlined(self) -> FrozenGraph:
+        """The same graph with the bodies of called functions in the place of the calls.
+
+        Freezing inlines what it may, but not functions marked `_noinline` or `jit_compile=True`,
+        such as the grouped convolutions of Keras 3. Bodies of loops and branches stay functions.
+        """
+        graph_def = copy_graph_def(self.graph_def)
+        functions = graph_def.library.function
+        nodes = [*graph_def.node, *(node for f in functions for node in f.node_def)]
+        calls = [node for node in nodes if node.op in _CALLS]
+        if not calls:
+            return self
+        for item in (*calls, *functions):
+            for name in _KEEPS_CALLS:
+                item.attr.pop(name, None)
+        return dataclasses.replace(self, graph_def=graph_def).rewrite(["function"])
 
     def with_batch_size(self, batch_size: int, keeps_ranges: bool = False) -> FrozenGraph:
         """The same graph for one batch size, shapes that follow from it folded to constants.
@@ -283,7 +303,7 @@ def missing_signature(folder: str | Path, key: str, found: Sequence[str]) -> Inp
     """The error for a SavedModel without the wanted signature."""
     names = ", ".join(sorted(found)) or "none"
     return InputError(
-        f"{folder} has no signature {key!r}; it has: {names}; choose one with --signature."
+        f"{folder} has no signature {key!r}; it has: {names}; choose one with `signature`."
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfopt import live, saved_model
+from tfopt import keras_names, live, saved_model
 from tfopt.errors import MAX_REASON, ConversionError, InputError, first_line
 from tfopt.float32_graph import computes_in, to_float32
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph, describe_function, missing_signature
@@ -156,7 +156,7 @@ def prepare(
     path, folder = check_path(path).absolute(), Path(folder).absolute()
     folder.mkdir(parents=True)
     for module in import_modules:
-        import_module(module, "--import_module")
+        import_module(module, "import_modules")
     kind = _kind(path)
     notes: list[str] = []
     frozen: Path | None = None
@@ -201,14 +201,15 @@ def prepare(
         except Exception as error:
             raise InputError(
                 f"{path} cannot be loaded: {first_line(error)[:MAX_REASON]}; export the model "
-                "again, or name its custom ops with --import_module."
+                "again, or name the modules of its custom ops with `import_modules`."
             ) from error
     kind = "saved_model" if kind == "keras" else str(kind)
     if not model_signature.inputs:
         raise InputError(f"Signature {model_signature.key!r} of {path} has no inputs to run it on.")
     source = Source(
-        name, kind, path, frozen, model_signature, sha256, tuple(import_modules), tuple(notes),
-        not_frozen=not_frozen, frozen_unchanged=unchanged, computes_in=computed,
+        name, kind, path, frozen, keras_names.read(path, model_signature), sha256,
+        tuple(import_modules), tuple(notes), not_frozen=not_frozen, frozen_unchanged=unchanged,
+        computes_in=computed,
     )  # fmt: skip
     value = dataclasses.asdict(source) | {"path": str(path), "signature": str(model_signature)}
     for field in ("frozen", "frozen_unchanged"):

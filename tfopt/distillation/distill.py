@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tfopt import source as sources
-from tfopt.distillation.distiller import Distiller, first_inputs
+from tfopt.distillation.distiller import Distiller
+from tfopt.distillation.first_batch import first_inputs
 from tfopt.distillation.losses import (
     AttentionTransfer,
     DecoupledTargets,
@@ -177,7 +178,11 @@ def distill(
         overwrite=overwrite,
         progress=progress,
     )
-    found = training_data.read(data, model, needs_labels=False)
+    found = training_data.read(
+        data, model, needs_labels=False, progress=progress.counter("examples")
+    )
+    for note in found.notes:
+        progress.say(f"Note: {note}")
     examined = first_inputs(found.train["x"])[1]
     keras = framework_of(model)
     with contextlib.nullcontext() if strategy is None else strategy.scope():
@@ -217,10 +222,10 @@ def _check_output(file: Path, paths: Sequence[Path], resume: bool, overwrite: bo
     if file.suffix not in (".keras", ".h5") or file.is_dir():
         raise InputError(f"The output is {file}; expected a .keras or .h5 file.")
     if any(path.resolve() == file.resolve() for path in paths):
-        raise InputError(f"{file} is read, so it cannot be the output, too; name another --output.")
+        raise InputError(f"{file} is read, so it cannot be the output, too; name another `output`.")
     if file.exists() and not (resume or overwrite):
         raise InputError(
-            f"{file} is there already; give --overwrite to replace it, or another --output."
+            f"{file} is there already; give `overwrite=True` to replace it, or another `output`."
         )
     return file
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from tfopt import finite
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY
@@ -66,11 +67,14 @@ class Conversion:
     count_shapes: Callable[[], Counter[tuple[tuple[int, ...], ...]]] | None = None
     needs: list[str] = dataclasses.field(default_factory=list)
 
-    def calibration_batches(self, at_least: int = 1) -> Iterator[Arrays]:
+    def calibration_batches(
+        self, at_least: int = 1, *, only_finite: bool = True
+    ) -> Iterator[Arrays]:
         """Real examples to calibrate with.
 
         Args:
           at_least: examples without which a calibration would be chance.
+          only_finite: whether examples with NaN or infinite inputs are left out.
 
         Raises:
           ConversionError: when there are none, or fewer.
@@ -78,14 +82,26 @@ class Conversion:
         if self.calibration is None:
             raise ConversionError(
                 "This precision is calibrated on real examples and none were set aside; give more "
-                "data (--data)."
+                "`data`."
             )
         if self.num_calibration < at_least:
             raise ConversionError(
                 f"It is calibrated on {self.num_calibration} examples and needs at least "
-                f"{at_least}; give more data (--data), or raise --num_calibration."
+                f"{at_least}; give more `data`, or raise `num_calibration`."
             )
-        return self.calibration()
+        return self._finite(self.calibration()) if only_finite else self.calibration()
+
+    @staticmethod
+    def _finite(batches: Iterator[Arrays]) -> Iterator[Arrays]:
+        is_empty = True
+        for batch in finite.usable(batches):
+            is_empty = False
+            yield batch
+        if is_empty:
+            raise ConversionError(
+                "It is calibrated on examples, and all of them hold NaN or infinity; give some "
+                "that are finite."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +369,14 @@ class Runtime(abc.ABC):
     def remarks(self) -> list[str]:
         """How it runs here, where that is not plain: on which device, with which libraries."""
         return []
+
+    def suitability(self, variant: Variant) -> Suitability | None:
+        """Whether this machine gains from a variant; None where every machine may.
+
+        By its precision; a runtime overrides this where an option matters, too.
+        """
+        found = self.precision_of(variant).suitability
+        return None if found is None else found()
 
     def rebuild(self, artifact: Artifact, folder: Path) -> list[str]:
         """Builds engines anew for this machine, from what the artifact holds.

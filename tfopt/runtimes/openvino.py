@@ -153,6 +153,11 @@ class OpenVino(Runtime):
             return Variant("int8", self.name, student=variant.student)
         return super().parent(variant)
 
+    def suitability(self, variant: Variant) -> Suitability | None:  # noqa: D102
+        if ("activations", "bfloat16") in variant.options:
+            return suitability.of_this_cpu("bfloat16")
+        return super().suitability(variant)
+
     @precision("float32", kinds=KINDS)
     def float32(self, conversion: Conversion) -> None:
         """The numbers as they are."""
@@ -217,9 +222,6 @@ class OpenVino(Runtime):
         (https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html).
         """
         if activations == "bfloat16":
-            found = suitability.of_this_cpu("bfloat16")
-            if not found.suits:
-                raise ConversionError(found.reason)
             _copy_parent(conversion)
             return
         import nncf
