@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ FLAGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """What a search found.
 
@@ -61,6 +62,14 @@ class Result:
     def table(self) -> pd.DataFrame:
         """One row a variant, failures included; columns as in `results.csv`."""
         return self.comparison.table
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        report = html.escape(str(self.output_dir / "report.html"))
+        return f"{self.comparison._repr_html_()}\n<p>The report is <code>{report}</code>.</p>"
+
+    def __repr__(self) -> str:
+        return f"<Result in {self.output_dir}: {self.summary}>"
 
     def load(self) -> Session:
         """A session of the best version.

@@ -88,7 +88,9 @@ def wrong(run: Run, variant: Variant) -> str | None:
     fidelity = _open_evaluation(run.evaluation_file(variant)).fidelity
     if variant.student:  # another model by intention
         return gate.what_is_wrong(fidelity, None)
-    limit = gate.limit_db(variant.precision, has_tf32=bool(environment.gpus()))
+    limit = gate.limit_db(
+        variant.precision, run.source.computes_in, has_tf32=bool(environment.gpus())
+    )
     chosen = run.budget.min_sqnr_db
     return gate.what_is_wrong(fidelity, limit if chosen is None else chosen)
 

@@ -52,6 +52,7 @@ class Search:
         self.command = command
         self.workers = Workers(folder, options, is_tensorflow)
         self._best_speedup = 0.0
+        self._reasons: dict[str, Variant] = {}  # who had each first
         self._raise_interrupt: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
@@ -163,12 +164,19 @@ class Search:
         self._diagnose(run, variant)
         self._report(run, variant, is_new)
 
+    def _finish_without_time(
+        self, variant: Variant, status: str, reason: str, is_new: bool
+    ) -> None:
+        first = self._reasons.setdefault(reason, variant)
+        why = reason if first == variant else f"for the same reason as {first}"
+        self.progress.finish(f"{variant}: {status}, {why}", is_new=is_new)
+
     def _report(self, run: Run, variant: Variant, is_new: bool) -> None:
         if (reason := run.failure(variant)) is not None:
-            self.progress.finish(f"{variant}: failed, {reason}", is_new=is_new)
+            self._finish_without_time(variant, "failed", reason, is_new)
             return
         if (reason := results.wrong(run, variant)) is not None:
-            self.progress.finish(f"{variant}: wrong, {reason}", is_new=is_new)
+            self._finish_without_time(variant, "wrong", reason, is_new)
             return
         timed = run.timed(variant)
         assert timed is not None

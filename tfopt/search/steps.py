@@ -76,8 +76,8 @@ def convert(
     )
     try:
         runtime.convert(variant, conversion)
-        if (suitability := runtime.precision_of(variant).suitability) is not None:
-            conversion.notes.append(suitability().reason)
+        if (suitability := runtime.suitability(variant)) is not None:
+            conversion.notes.append(suitability.reason)
         if not list(unfinished.iterdir()):
             raise ConversionError("The converter wrote nothing.")
         size_bytes, compressed_bytes = measure_files(unfinished)
