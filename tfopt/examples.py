@@ -50,6 +50,11 @@ def is_input_column(name: str) -> bool:
     return not (is_label_column(name) or is_weight_column(name))
 
 
+def plain(column: str) -> str:
+    """The name of a column in messages."""
+    return column.strip("<>")
+
+
 def output_of(column: str) -> str | None:
     """The output that a column of labels or weights belongs to, or None where it names none."""
     return column[:-1].partition(" of ")[2] or None
@@ -84,8 +89,8 @@ class ExampleWriter:
         """
         if self._columns and columns.keys() != self._columns.keys():
             raise InputError(
-                f"The data yields {', '.join(columns)} after it began with "
-                f"{', '.join(self._columns)}; yield the same of every example."
+                f"The data yields {', '.join(map(plain, columns))} after it began with "
+                f"{', '.join(map(plain, self._columns))}; yield the same of every example."
             )
         for name, array in columns.items():
             if name not in self._columns:
@@ -129,7 +134,7 @@ class _ColumnWriter:
     def append(self, array: np.ndarray) -> None:
         if _dtype_name(array.dtype) != self.dtype:
             raise InputError(
-                f"The data's column {self._name!r} changes from {self._numpy_dtype} to "
+                f"The data's column {plain(self._name)!r} changes from {self._numpy_dtype} to "
                 f"{array.dtype}; yield one dtype."
             )
         if self.is_string:

@@ -133,7 +133,7 @@ class FrozenGraph:
         Freezing inlines what it may, but not functions marked `_noinline` or `jit_compile=True`,
         such as the grouped convolutions of Keras 3. Bodies of loops and branches stay functions.
         """
-        graph_def = _copy(self.graph_def)
+        graph_def = copy_graph_def(self.graph_def)
         functions = graph_def.library.function
         nodes = [*graph_def.node, *(node for f in functions for node in f.node_def)]
         calls = [node for node in nodes if node.op in _CALLS]

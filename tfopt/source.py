@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfopt import live, saved_model
+from tfopt import keras_names, live, saved_model
 from tfopt.errors import MAX_REASON, ConversionError, InputError, first_line
 from tfopt.float32_graph import computes_in, to_float32
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph, describe_function, missing_signature
@@ -207,8 +207,9 @@ def prepare(
     if not model_signature.inputs:
         raise InputError(f"Signature {model_signature.key!r} of {path} has no inputs to run it on.")
     source = Source(
-        name, kind, path, frozen, model_signature, sha256, tuple(import_modules), tuple(notes),
-        not_frozen=not_frozen, frozen_unchanged=unchanged, computes_in=computed,
+        name, kind, path, frozen, keras_names.read(path, model_signature), sha256,
+        tuple(import_modules), tuple(notes), not_frozen=not_frozen, frozen_unchanged=unchanged,
+        computes_in=computed,
     )  # fmt: skip
     value = dataclasses.asdict(source) | {"path": str(path), "signature": str(model_signature)}
     for field in ("frozen", "frozen_unchanged"):

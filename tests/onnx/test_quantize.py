@@ -276,7 +276,7 @@ class TestBoth:
     @pytest.mark.parametrize("is_symmetric", [True, False])
     @pytest.mark.parametrize("calibration", METHODS)
     def test_no_examples(self, to_int8, calibration, is_symmetric):
-        with pytest.raises(ConversionError, match=r"there are none.*--data"):
+        with pytest.raises(ConversionError, match=r"there are none.*`data`"):
             to_int8(models.conv_relu_gemm(), [], calibration=calibration, is_symmetric=is_symmetric)
 
     @pytest.mark.parametrize(("count", "says"), [(1, "1 example only"), (7, "7 examples only")])

@@ -70,7 +70,7 @@ def ranges(
     if is_empty:
         raise ConversionError(
             "int8 is calibrated on real examples and there are none with finite inputs or "
-            "outputs; give more data (--data)."
+            "outputs; give more `data`."
         )
     found = calibrator.compute_data()
     not_finite = {

@@ -77,7 +77,7 @@ def to_int8(
     return [
         *notes,
         f"Ranges of activations are from {examples.count} {noun} only, and what others reach is "
-        f"cut off; give more data (--data), at least {FEW_EXAMPLES} examples.",
+        f"cut off; give more `data`, at least {FEW_EXAMPLES} examples.",
     ]
 
 

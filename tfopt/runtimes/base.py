@@ -82,12 +82,12 @@ class Conversion:
         if self.calibration is None:
             raise ConversionError(
                 "This precision is calibrated on real examples and none were set aside; give more "
-                "data (--data)."
+                "`data`."
             )
         if self.num_calibration < at_least:
             raise ConversionError(
                 f"It is calibrated on {self.num_calibration} examples and needs at least "
-                f"{at_least}; give more data (--data), or raise --num_calibration."
+                f"{at_least}; give more `data`, or raise `num_calibration`."
             )
         return self._finite(self.calibration()) if only_finite else self.calibration()
 

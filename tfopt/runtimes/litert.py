@@ -280,7 +280,7 @@ class LiteRT(Runtime):
         suitability=lambda: Suitability(
             False,
             "LiteRT runs int16x8 in reference kernels, many times slower than int8; ask for it "
-            "with --variants when size with 16-bit activations matters.",
+            "with `variants` when size with 16-bit activations matters.",
         ),
     )
     def int16x8(self, conversion: Conversion) -> None:

@@ -116,14 +116,9 @@ def optimize(
       InputError: for a wrong model, data, option or output folder.
       ResultError: when the model itself does not run.
     """
-    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(Options)})
-    if unknown:
-        valid = ", ".join(field.name for field in dataclasses.fields(Options))
-        raise InputError(f"Unknown option {', '.join(unknown)}; the options are: {valid}.")
-    for name in ("variants", "import_modules", "distill"):
-        if options.get(name) is not None:
-            options[name] = tuple(options[name])
-    chosen = Options(**options)
+    chosen = check_arguments(
+        budget, output_dir, resume=resume, overwrite=overwrite, quiet=quiet, **options
+    )
     if isinstance(model, (str, Path)):
         model = sources.check_path(model)
     folder = CONTENTS.claim(Path(output_dir), resume, overwrite)
@@ -132,6 +127,40 @@ def optimize(
     command = _command(model, data, folder, budget, chosen)
     search = Search(folder, chosen, Progress(quiet), is_tensorflow, command)
     return Result(folder, *search.run(model, data, budget))
+
+
+def check_arguments(
+    budget: Budget | None,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Options:
+    """Checks what can be checked before there is a model, and changes nothing.
+
+    Args:
+      budget, output_dir, resume, overwrite, quiet, **options: as `optimize` takes them.
+
+    Raises:
+      InputError: for an unknown or wrong option, another kind of budget, or an output folder that
+        is in use.
+    """
+    if budget is not None and not isinstance(budget, Budget):
+        raise InputError(
+            f"The budget is a {type(budget).__name__}; expected tfopt.Budget(…), or None for the "
+            "default."
+        )
+    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(Options)})
+    if unknown:
+        valid = ", ".join(field.name for field in dataclasses.fields(Options))
+        raise InputError(f"Unknown option {', '.join(unknown)}; the options are: {valid}.")
+    for name in ("variants", "import_modules", "distill"):
+        if options.get(name) is not None:
+            options[name] = tuple(options[name])
+    CONTENTS.check(Path(output_dir), resume, overwrite)
+    return Options(**options)
 
 
 def _command(model: Any, data: Any, folder: Path, budget: Budget, options: Options) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 from tfopt import dataset as datasets
 from tfopt import finite, live, source_check
 from tfopt.dataset import Dataset
+from tfopt.dataset.streams import open_text
 from tfopt.errors import ConversionError, InputError
 from tfopt.first_examples import first_examples
 from tfopt.isolation import Worker
@@ -52,7 +53,7 @@ def prepare(
     shutil.rmtree(folder / "best", ignore_errors=True)
     progress.say("Reading the model …")
     if isinstance(data, (str, Path)):
-        data = datasets.open_text(str(data))
+        data = open_text(str(data))
     example = first_examples(data) if source_check.is_keras(model) else None
     source = _prepare_source(folder, model, options, converter, example)
     fixed = source.signature.batch_size
@@ -69,6 +70,7 @@ def prepare(
         folder / "data",
         seed=options.seed,
         num_calibration=options.num_calibration,
+        progress=progress.counter("examples"),
     )
     try:
         source_check.check_model(
