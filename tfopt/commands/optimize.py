@@ -20,7 +20,10 @@ def define_flags(values: flags.FlagValues) -> None:
     _flags.define_limits(values)
     flags.DEFINE_string("output_dir", None, "New or empty folder.", flag_values=values)
     flags.DEFINE_float(
-        "max_accuracy_drop", 0.01, "Absolute points of the metric.", flag_values=values
+        "max_accuracy_drop",
+        0.01,
+        "Points of the metric; of errors a share of what the mean label would have.",
+        flag_values=values,
     )
     flags.DEFINE_float("max_latency_ms", None, "Limit on the median.", flag_values=values)
     flags.DEFINE_integer("max_size_bytes", None, "Limit on the files.", flag_values=values)
@@ -45,11 +48,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "metric",
         None,
-        "top1, top5, auc, mse, mae or package.module:function; default: by the labels.",
+        "top1, top5, auc, position_accuracy, mean_iou, macro_f1, micro_f1, mse, mae, pinball, "
+        "keras:NAME(option=value), sklearn:NAME(option=value) or package.module:function; "
+        "output=metric,… for several outputs. Default: by the labels.",
         flag_values=values,
     )
     flags.DEFINE_string(
-        "output_name", None, "Output that the metric looks at, if several.", flag_values=values
+        "output_name", None, "The only output that is looked at, if several.", flag_values=values
     )
     flags.DEFINE_string(
         "distill",
