@@ -246,7 +246,7 @@ class TestLimits:
     def test_time(self, helper):
         with Worker(helper / "log", Limits(timeout_s=2)) as worker:
             _, pid = worker.call("worker_helper:count")
-            with pytest.raises(WorkerError, match=r"took longer than 2 s.*--step_timeout_s"):
+            with pytest.raises(WorkerError, match=r"took longer than 2 s.*`step_timeout_s`"):
                 worker.call("worker_helper:hang")
             assert is_gone(pid)
             assert worker.call(ECHO, 1) == ((1,), {})
@@ -254,7 +254,7 @@ class TestLimits:
     def test_memory(self, helper):
         with Worker(helper / "log", Limits(memory_bytes=200 << 20)) as worker:
             _, pid = worker.call("worker_helper:count")
-            with pytest.raises(WorkerError, match=r"more than 0.2 GiB.*--memory_limit_bytes"):
+            with pytest.raises(WorkerError, match=r"more than 0.2 GiB.*`memory_limit_bytes`"):
                 worker.call("worker_helper:grow", 400 << 20)
             assert is_gone(pid)
             assert worker.peak_bytes > 200 << 20
@@ -323,13 +323,13 @@ class TestImportModules:
     def test_missing_ones_are_a_wrong_flag(self, helper):
         with Worker(helper / "log", import_modules=["no_such_ops"]) as worker:
             for _ in range(2):
-                with pytest.raises(InputError, match=r"--import_module.*no_such_ops"):
+                with pytest.raises(InputError, match=r"`import_modules=no_such_ops`"):
                     worker.call(ECHO)
 
     def test_broken_ones_too(self, helper):
         (helper / "broken_ops.py").write_text("raise RuntimeError('no such kernel')")
         with Worker(helper / "log", import_modules=["broken_ops"]) as worker:
-            with pytest.raises(InputError, match=r"--import_module.*broken_ops.*no such kernel"):
+            with pytest.raises(InputError, match=r"`import_modules=broken_ops`.*no such kernel"):
                 worker.call(ECHO)
 
 

@@ -124,14 +124,14 @@ def test_custom_objects_come_from_a_module(tmp_path, monkeypatch):
 
     inputs = keras.Input((2,), name="pair")
     keras.Model(inputs, my_layers.Scale()(inputs)).save(tmp_path / "custom.keras")
-    with pytest.raises(InputError, match=r"--custom_objects=package\.module"):
+    with pytest.raises(InputError, match=r"`custom_objects=package\.module`"):
         source.prepare(tmp_path / "custom.keras", tmp_path / "without")
     prepared = source.prepare(
         tmp_path / "custom.keras", tmp_path / "with", custom_objects="my_layers"
     )
     outputs = _run(prepared.frozen_graph(), tmp_path / "f", {"pair": np.ones((1, 2), np.float32)})
     np.testing.assert_allclose(outputs["output_0"], [[3.0, 3.0]])
-    with pytest.raises(InputError, match="--custom_objects=no_such cannot be imported"):
+    with pytest.raises(InputError, match="`custom_objects=no_such` cannot be imported"):
         source.prepare(tmp_path / "custom.keras", tmp_path / "bad", custom_objects="no_such")
 
 
@@ -145,7 +145,7 @@ def test_string_inputs_and_other_signatures(tmp_path):
 
     module = Module()
     tf.saved_model.save(module, str(tmp_path / "model"), signatures={"count": module.count})
-    with pytest.raises(InputError, match="it has: count; choose one with --signature"):
+    with pytest.raises(InputError, match="it has: count; choose one with `signature`"):
         source.prepare(tmp_path / "model", tmp_path / "default")
     prepared = source.prepare(tmp_path / "model", tmp_path / "source", signature="count")
     assert prepared.signature.key == "count"

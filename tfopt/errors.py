@@ -11,7 +11,8 @@ MAX_REASON = 300
 class InputError(ValueError):
     """A flag, model or data set is wrong; commands end with status 2.
 
-    The message is one sentence: what came, what was expected, how to fix it.
+    The message is one sentence: what came, what was expected, how to fix it. Arguments stand in
+    backquotes (`resume=True`), which commands print as flags (--resume).
     """
 
 

@@ -193,13 +193,13 @@ class Worker:
                 self.close(kill=True)
                 raise WorkerError(
                     f"It held more than {limit / 2**30:.1f} GiB of memory and was stopped; the "
-                    "limit is --memory_limit_bytes."
+                    "limit is `memory_limit_bytes`."
                 )
             if time.monotonic() > deadline:
                 self.close(kill=True)
                 raise WorkerError(
                     f"It took longer than {self._limits.timeout_s:g} s and was stopped; the limit "
-                    "is --step_timeout_s."
+                    "is `step_timeout_s`."
                 )
         return self._connection.recv()
 
@@ -241,7 +241,7 @@ def _serve(connection: Connection) -> None:
         try:
             importlib.import_module(module)
         except Exception as error:  # ops that do not load raise errors of TensorFlow
-            reason = f"--import_module={module} cannot be imported ({_reason(error)})."
+            reason = f"`import_modules={module}` cannot be imported ({_reason(error)})."
             connection.send((True, InputError(reason)))
             return
     connection.send((False, None))

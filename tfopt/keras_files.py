@@ -51,7 +51,7 @@ def load_keras_file(
     if not trust_model and (name := _find_code(config)) is not None:
         raise InputError(
             f"{path} holds Python code in layer {name!r} (a Lambda), which runs when the model is "
-            "loaded; if you trust the file, load it with --trust_model (trust_model=True)."
+            "loaded; if you trust the file, load it with `trust_model=True`."
         )
     objects = _objects(custom_objects, None if trust_model else json.dumps(config))
     failures: dict[str, str] = {}
@@ -67,7 +67,7 @@ def load_keras_file(
     causes = "; ".join(f"{name}: {text}" for name, text in told.items())
     raise InputError(
         f"{path} cannot be loaded ({causes}); custom layers come from "
-        f"--custom_objects=package.module.{main_module.note_on_missing(causes)}"
+        f"`custom_objects=package.module`.{main_module.note_on_missing(causes)}"
     )
 
 
@@ -125,7 +125,7 @@ def _objects(custom_objects: str | None, config: str | None) -> dict[str, Any]:
     """
     found = main_module.definitions(config)
     if custom_objects:
-        module = import_module(custom_objects, "--custom_objects")
+        module = import_module(custom_objects, "custom_objects")
         found |= {
             key: value
             for key, value in vars(module).items()
@@ -134,8 +134,8 @@ def _objects(custom_objects: str | None, config: str | None) -> dict[str, Any]:
     return found
 
 
-def import_module(module: str, flag: str) -> Any:
-    """Imports a module that a flag names.
+def import_module(module: str, argument: str) -> Any:
+    """Imports a module that an argument names.
 
     Raises:
       InputError: when it cannot be imported.
@@ -144,8 +144,8 @@ def import_module(module: str, flag: str) -> Any:
         return importlib.import_module(module)
     except Exception as error:  # whatever the user's module raises
         raise InputError(
-            f"{flag}={module} cannot be imported ({first_line(error)}); run in the folder that "
-            "holds it, or put that on PYTHONPATH."
+            f"`{argument}={module}` cannot be imported ({first_line(error)}); run in the folder "
+            "that holds it, or put that on PYTHONPATH."
         ) from error
 
 

@@ -32,10 +32,10 @@ class Contents:
         """
         folder = folder.absolute()
         if resume and overwrite:
-            raise InputError("--resume and --overwrite exclude each other; give one.")
+            raise InputError("`resume=True` and `overwrite=True` exclude each other; give one.")
         try:
             if folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder} is a file; --output_dir must be a folder.")
+                raise InputError(f"{folder} is a file; `output_dir` must be a folder.")
             is_full = folder.exists() and any(folder.iterdir())
         except OSError as error:
             raise self._unusable(folder, error) from error
@@ -43,13 +43,13 @@ class Contents:
             raise InputError(f"Nothing to resume in {folder}: it holds no {self.state}.")
         if is_full and overwrite and not any((folder / mark).is_file() for mark in self.marks):
             raise InputError(
-                f"{folder} was not written by tfopt, so --overwrite leaves it alone; name another "
-                "--output_dir."
+                f"{folder} was not written by tfopt, so `overwrite=True` leaves it alone; name "
+                "another `output_dir`."
             )
         if is_full and not overwrite and not resume:
             raise InputError(
-                f"{folder} is not empty; give --resume to go on with it, --overwrite to start "
-                "again, or another --output_dir."
+                f"{folder} is not empty; give `resume=True` to go on with it, "
+                "`overwrite=True` to start again, or another `output_dir`."
             )
         return folder
 
@@ -84,5 +84,5 @@ class Contents:
     @staticmethod
     def _unusable(folder: Path, error: OSError) -> InputError:
         return InputError(
-            f"{folder} cannot be written ({error.strerror}); name another --output_dir."
+            f"{folder} cannot be written ({error.strerror}); name another `output_dir`."
         )

@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 
 from tfopt import commands
+from tfopt.commands._flags import as_flags
 
 TEXT = """tests/commands/test_commands.py needs a file with some text."""
 
@@ -137,6 +139,7 @@ def test_output_folder_that_is_not_empty(optimize, tmp_path):
     message = optimize(output_dir=folder)
     assert "--resume" in message
     assert "--overwrite" in message
+    assert "`" not in message
 
 
 def test_overwrite_leaves_a_foreign_folder_alone(optimize, tmp_path):
@@ -337,3 +340,22 @@ def test_module_can_be_run():
     )
     assert result.returncode == commands.WRONG_INPUT
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("give `resume=True`.", "give --resume."),
+        ("give `resume=False`.", "give --noresume."),
+        ("`mixed=data` or another `output_dir`.", "--mixed=data or another --output_dir."),
+        ("`import_modules=ops` is missing.", "--import_module=ops is missing."),
+        ("`tfopt convert` wrote `loss`.", "`tfopt convert` wrote `loss`."),
+    ],
+)
+def test_spelling_of_arguments(message, expected):
+    values = flags.FlagValues()
+    for name in ("resume", "overwrite"):
+        flags.DEFINE_bool(name, False, "", flag_values=values)
+    for name in ("mixed", "output_dir", "import_module"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    assert as_flags(message, values) == expected

@@ -112,7 +112,7 @@ class TestRefusals:
     def test_other_baseline(self):
         tight = (2.0, 1.99, 2.01)
         other = results({**DETAILS, "baseline": "float32(xla=True)@tensorflow"}, a=tight)
-        with pytest.raises(InputError, match=r"different baselines.*--mixed=baselines"):
+        with pytest.raises(InputError, match=r"different baselines.*`mixed=baselines`"):
             results(a=tight).regressions(other)
         assert len(results(a=tight).regressions(other, mixed=["baselines"])) == 1
 

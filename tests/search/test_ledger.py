@@ -82,7 +82,7 @@ class TestResume:
                 end += len(line)
                 ends.append(end - 1)  # a line that lacks its end alone is complete
             if length < ends[0]:
-                with pytest.raises(InputError, match=r"is no ledger of tfopt.*--overwrite"):
+                with pytest.raises(InputError, match=r"is no ledger of tfopt.*`overwrite=True`"):
                     Ledger(Path(folder), IDENTITY)
                 return
             complete = written[: sum(end <= length for end in ends[1:])]
@@ -104,13 +104,15 @@ class TestResume:
         lines = path.read_text().splitlines()
         lines[1] = lines[1][:9]
         path.write_text("\n".join(lines) + "\n")
-        with pytest.raises(InputError, match=r"ledger.jsonl is damaged in line 2; .*--overwrite"):
+        with pytest.raises(
+            InputError, match=r"ledger.jsonl is damaged in line 2; .*`overwrite=True`"
+        ):
             Ledger(tmp_path, IDENTITY)
 
     @pytest.mark.parametrize("content", ["", "\n", '{"step": "run"}\n', "7\n", "[]\n", "no json\n"])
     def test_of_something_else(self, content, tmp_path):
         (tmp_path / ledger.FILE_NAME).write_text(content)
-        with pytest.raises(InputError, match=r"start again with --overwrite"):
+        with pytest.raises(InputError, match=r"start again with `overwrite=True`"):
             Ledger(tmp_path, IDENTITY)
 
 
@@ -145,7 +147,7 @@ class TestIdentity:
         assert 'metric was null and is "top1"' in message
         assert 'source was "ab" and is "xxx' in message
         assert "data was" not in message
-        assert "use another --output_dir or --overwrite" in message
+        assert "use another `output_dir` or `overwrite=True`" in message
         assert len(message) < 400
 
     def test_is_compared_as_it_is_written(self, tmp_path):

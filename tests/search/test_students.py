@@ -161,7 +161,7 @@ def test_parents_are_of_the_same_student():
 def test_refusals(digits, tmp_path):
     with pytest.raises(InputError, match="give each student once"):
         students.names(["a/small.keras", "b/small.keras"])
-    with pytest.raises(InputError, match="name students with --distill"):
+    with pytest.raises(InputError, match="name students with `distill`"):
         plan("saved_model", ["int8(student=half)@litert"])
     with pytest.raises(InputError, match="have no training part"):
         students.check_data({"x": np.zeros(3), "y": np.zeros(3)})

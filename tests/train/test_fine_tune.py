@@ -114,7 +114,7 @@ def test_interrupted_and_resumed_in_another_precision(framework, model_file, tmp
         [sys.executable, "-c", script, *flags], capture_output=True, text=True
     )
     assert interrupted.returncode == 130, interrupted.stderr
-    assert "go on with --resume" in interrupted.stderr
+    assert "run it again with resume" in interrupted.stderr
     assert not (out / "model.keras").exists()
     before = pd.read_csv(out / "history.csv")
     assert list(before.epoch) == [1, 2]
@@ -333,7 +333,7 @@ class TestNothingIsLost:
     def test_when_the_model_lies_in_the_folder(self, framework, model_file, tmp_path):
         tfopt.fine_tune(model_file, DATA, tmp_path / "out", **QUIET)
         trained = tmp_path / "out" / "model.keras"
-        with pytest.raises(tfopt.InputError, match="is part of what --overwrite would delete"):
+        with pytest.raises(tfopt.InputError, match="is part of what `overwrite=True` would delete"):
             tfopt.fine_tune(trained, DATA, tmp_path / "out", overwrite=True, **QUIET)
         assert trained.is_file()
 

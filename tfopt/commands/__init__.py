@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
+from tfopt.commands._flags import as_flags
 from tfopt.errors import InputError, ResultError
 
 DONE, NO_RESULT, WRONG_INPUT, REGRESSION, INTERRUPTED = 0, 1, 2, 3, 130
@@ -60,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return module.run(values, positional) if positional else module.run(values)
     except InputError as error:
-        return _refuse(str(error))
+        return _refuse(as_flags(str(error), values))
     except ResultError as error:
-        print(f"tfopt {name}: {error}", file=sys.stderr)
+        print(f"tfopt {name}: {as_flags(str(error), values)}", file=sys.stderr)
         return NO_RESULT
     except KeyboardInterrupt:
         return INTERRUPTED

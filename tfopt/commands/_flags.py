@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from absl import flags
 
 from tfopt.errors import InputError
+
+_ARGUMENT = re.compile(r"`(\w+)(?:=([^`]+))?`")
+
+
+def as_flags(message: str, values: flags.FlagValues) -> str:
+    """Spells the arguments in a message of the library as flags.
+
+    The library writes `name` or `name=value` in backquotes, which becomes `--name`,
+    `--name=value`, or `--noname` for False. Names that are no flags stay as they are.
+    """
+
+    def spell(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        name = next((flag for flag in (name, name.removesuffix("s")) if flag in values), None)
+        if name is None:
+            return found[0]
+        if value in ("True", "False"):
+            return f"--{'' if value == 'True' else 'no'}{name}"
+        return f"--{name}" if value is None else f"--{name}={value}"
+
+    return _ARGUMENT.sub(spell, message)
 
 
 def define_model(values: flags.FlagValues) -> None:

@@ -63,5 +63,5 @@ def check_mixed(found: Collection[Results], mixed: Collection[str] = ()) -> None
             raise InputError(
                 f"The results have different {what.replace('_', ' ')} "
                 f"({'; '.join(sorted(values))}), so that {MIXED[what]}; compare like with like, or "
-                f"ask for it with --mixed={what}."
+                f"ask for it with `mixed={what}`."
             )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tfopt import source as sources
-from tfopt.distillation.distiller import Distiller, first_inputs
+from tfopt.distillation.distiller import Distiller
+from tfopt.distillation.first_batch import first_inputs
 from tfopt.distillation.losses import (
     AttentionTransfer,
     DecoupledTargets,
@@ -221,10 +222,10 @@ def _check_output(file: Path, paths: Sequence[Path], resume: bool, overwrite: bo
     if file.suffix not in (".keras", ".h5") or file.is_dir():
         raise InputError(f"The output is {file}; expected a .keras or .h5 file.")
     if any(path.resolve() == file.resolve() for path in paths):
-        raise InputError(f"{file} is read, so it cannot be the output, too; name another --output.")
+        raise InputError(f"{file} is read, so it cannot be the output, too; name another `output`.")
     if file.exists() and not (resume or overwrite):
         raise InputError(
-            f"{file} is there already; give --overwrite to replace it, or another --output."
+            f"{file} is there already; give `overwrite=True` to replace it, or another `output`."
         )
     return file
 

@@ -71,7 +71,7 @@ def expand(texts: Iterable[str]) -> list[Variant]:
             if variant.student:
                 raise InputError(
                     f"{variant} is of a student, which a search distils itself; name students "
-                    "with --distill, and variants without."
+                    "with `distill`, and variants without."
                 )
             found[get(variant.runtime).canonical(variant)] = None
             continue

@@ -335,7 +335,7 @@ def _named(conversion: Conversion) -> list[str]:
         if not matches:
             some = ", ".join(names[:NUM_NAMED])
             raise InputError(
-                f"No layer matches {pattern!r} of --float32_layers; the layers are {some}, … "
+                f"No layer matches {pattern!r} of `float32_layers`; the layers are {some}, … "
                 f"({len(names)} in all)."
             )
         found.update(dict.fromkeys(matches))

@@ -331,7 +331,7 @@ def _of_one_shape(conversion: Conversion) -> Callable[[], Iterator[Arrays]]:
         raise ConversionError(
             "TF-TRT calibrates on examples of one shape, and of the "
             f"{conversion.num_calibration} that were set aside at most {num_examples} have the "
-            f"same; give more of one shape (--data): {MIN_CALIBRATION} are needed."
+            f"same; give more `data` of one shape: {MIN_CALIBRATION} are needed."
         )
     conversion.notes.append(
         f"Calibrated on {num_examples} of {conversion.num_calibration} examples, those of the most "

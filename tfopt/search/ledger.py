@@ -76,10 +76,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if number == len(lines) - 1:
                 break  # cut off in the middle of a write
             raise InputError(
-                f"{path} is damaged in line {number + 1}; start again with --overwrite."
+                f"{path} is damaged in line {number + 1}; start again with `overwrite=True`."
             ) from error
     if not records or not isinstance(records[0], dict) or "identity" not in records[0]:
-        raise InputError(f"{path} is no ledger of tfopt; start again with --overwrite.")
+        raise InputError(f"{path} is no ledger of tfopt; start again with `overwrite=True`.")
     return records
 
 
@@ -97,8 +97,8 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise InputError(
-            f"--resume needs the same source, data and flags: {'; '.join(differing)}; use another "
-            "--output_dir or --overwrite."
+            f"`resume=True` needs the same source, data and arguments: {'; '.join(differing)}; use "
+            "another `output_dir` or `overwrite=True`."
         )
 
 

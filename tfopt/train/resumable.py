@@ -16,6 +16,7 @@ from tfopt.output_folder import Contents
 from tfopt.progress import Progress
 from tfopt.train import several_workers
 from tfopt.train.backup import BackupAndRestore
+from tfopt.train.data_errors import told
 from tfopt.train.layers import Layer, framework_of
 from tfopt.train.watch import PrecisionWatch
 
@@ -156,7 +157,7 @@ class ResumableFit:
         except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
             raise ResultError(
                 f"Another worker ended or cannot be reached ({first_line(error)}); finished epochs "
-                f"are in {self.folder}, start all workers again with --resume."
+                f"are in {self.folder}, start all workers again with `resume=True`."
             ) from error
         except Exception:
             if not self._resume and not record.num_epochs():
@@ -173,7 +174,7 @@ class ResumableFit:
 
     def _say_interrupted(self) -> None:
         self._progress.say(
-            f"Interrupted; what is finished is in {self.folder}, go on with --resume."
+            f"Interrupted; what is finished is in {self.folder}; run it again with resume to go on."
         )
 
     def _check_kept(self, inputs: Sequence[Path]) -> None:
@@ -182,7 +183,8 @@ class ResumableFit:
         for file in inputs:
             if file.exists() and any(file.resolve().is_relative_to(path) for path in lost):
                 raise InputError(
-                    f"{file} is part of what --overwrite would delete; name another --output_dir."
+                    f"{file} is part of what `overwrite=True` would delete; name another "
+                    "`output_dir`."
                 )
 
     def _check_same(self) -> None:
@@ -192,26 +194,8 @@ class ResumableFit:
             if before.get(name) != value:
                 raise InputError(
                     f"The {name} is not that of the run to resume in {self.folder}; give the same, "
-                    "or another --output_dir."
+                    "or another `output_dir`."
                 )
-
-
-@contextlib.contextmanager
-def told(subject: str) -> Iterator[None]:
-    """Makes errors of Keras and TensorFlow that data can be blamed for a sentence."""
-    import tensorflow as tf
-
-    try:
-        yield
-    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-        raise InputError(f"{subject} cannot be trained on these data: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The line that tells; errors inside a graph come with its whole story."""
-    before, found, _ = str(error).partition("[[{{node")
-    lines = [line.strip() for line in before.splitlines() if line.strip()]
-    return lines[-1] if found and lines else first_line(error)
 
 
 class _Record(KerasCallback):
@@ -301,5 +285,5 @@ def _check_same_backup(model: Layer, number: int) -> None:
     if len(set(found)) > 1:
         raise InputError(
             f"The workers do not find the same backups ({', '.join(map(str, found))} epochs); put "
-            "--output_dir where all of them see it, or copy the folder backup of one to the others."
+            "`output_dir` where all of them see it, or copy the folder backup of one to the others."
         )

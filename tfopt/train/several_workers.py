@@ -138,7 +138,7 @@ def _check_jit_compile(model: Layer) -> None:
     if is_asked_for and not tf.config.list_physical_devices("GPU"):
         raise InputError(
             "XLA cannot compile the steps of several workers without GPUs; train with "
-            "jit_compile=False (--nojit_compile)."
+            "`jit_compile=False`."
         )
 
 

@@ -134,7 +134,7 @@ def _build_once(onnx_file: Path, engine_file: Path, spec: EngineSpec) -> Built:
             raise cuda.OutOfMemoryError(reason)
         hint = ""
         if spec.precision != "float32" and "Could not find any implementation" in reason:
-            hint = " Such a layer can be left out of it by its name (--float32_layers)."
+            hint = " Such a layer can be left out of it by its name (`float32_layers`)."
         raise ConversionError(f"TensorRT could not build the engine: {reason}{hint}")
     engine_file.write_bytes(serialized)
     if spec.timing_cache is not None:

@@ -133,13 +133,13 @@ class Profile:
             if not shapes:
                 raise ConversionError(
                     f"Input {spec} has free dimensions and there are no examples to take their "
-                    "sizes from; give data (--data), or the shapes (--min_shapes, --opt_shapes, "
-                    "--max_shapes)."
+                    "sizes from; give `data`, or the shapes (`min_shapes`, `opt_shapes`, "
+                    "`max_shapes`)."
                 )
             if len({len(shape) for shape in shapes}) > 1:
                 raise ConversionError(
                     f"Input {spec} has examples of different ranks, which no engine is for; give "
-                    "the shapes (--min_shapes, --opt_shapes, --max_shapes)."
+                    "the shapes (`min_shapes`, `opt_shapes`, `max_shapes`)."
                 )
             sizes = list(zip(*shapes, strict=True))
             minimum, maximum = [min(size) for size in sizes], [max(size) for size in sizes]

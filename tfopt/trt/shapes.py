@@ -32,8 +32,8 @@ def choose(conversion: Conversion, shapes: str) -> Profile:
         for batch in batches:
             if (outside := given.outside(batch)) is not None:
                 raise InputError(
-                    "The profile excludes the data in batches of --batch_size="
-                    f"{conversion.batch_size}: {outside}"
+                    "The profile excludes the data in batches of "
+                    f"`batch_size={conversion.batch_size}`: {outside}"
                 )
         return given
     fixed = Profile.fixed(signature, conversion.batch_size)
