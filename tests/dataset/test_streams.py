@@ -55,6 +55,10 @@ def batches_of(*columns, size=5):
     return [[column[i : i + size] for column in columns] for i in range(0, COUNT, size)]
 
 
+def named(left, right):
+    return {"left": left, "right": right}
+
+
 class TestOneInput:
     @pytest.mark.parametrize(
         "data",
@@ -123,7 +127,7 @@ class TestSeveralInputs:
             ({"right": pd.DataFrame(RIGHT), "left": LEFT}, pd.Series(LABELS)),
             {"x": [LEFT, RIGHT], "y": LABELS},
             Loader([[[a, b], c] for a, b, c in batches_of(LEFT, RIGHT, LABELS)], 5),
-            Loader([[{"x": [a, b]}, c] for a, b, c in batches_of(LEFT, RIGHT, LABELS)], 5),
+            Loader([[named(a, b), c] for a, b, c in batches_of(LEFT, RIGHT, LABELS)], 5),
             lambda: (((a, b), c) for a, b, c in zip(LEFT, RIGHT, LABELS, strict=True)),
         ],
     )  # fmt: skip
