@@ -33,16 +33,19 @@ def _reason(error: BaseException) -> str:
     """The line that names the cause; errors inside a graph come with a whole trace."""
     before, found, _ = str(error).partition("[[{{node")
     lines = [line.strip() for line in before.splitlines() if line.strip()]
-    return lines[-1] if found and lines else first_line(error)
+    line = lines[-1] if found and lines else first_line(error)
+    return line.partition(" for '{{node")[0]
 
 
 def _is_of_callback(error: BaseException) -> bool:
     """Whether an error was raised by a hook of a callback."""
     trace = error.__traceback__
     while trace is not None:
-        name, owner = trace.tb_frame.f_code.co_name, trace.tb_frame.f_locals.get("self")
-        is_hook = name.startswith("on_") and hasattr(owner, "set_model")
-        if is_hook and not hasattr(owner, "callbacks"):  # a list of callbacks only passes it on
+        frame = trace.tb_frame
+        owner = frame.f_locals.get("self")
+        is_hook = frame.f_code.co_name.startswith("on_") and hasattr(owner, "set_model")
+        # A list of callbacks waits for the training step before it goes through them.
+        if is_hook and ("callback" in frame.f_locals or not hasattr(owner, "callbacks")):
             return True
         trace = trace.tb_next
     return False
