@@ -12,7 +12,8 @@ from tfopt.errors import InputError, first_line
 def told(subject: str) -> Iterator[None]:
     """Turns what Keras and TensorFlow raise about data into an `InputError`.
 
-    Errors of callbacks pass as they are.
+    Errors that methods of callbacks raise pass as they are. (Keras drops its own frames from
+    tracebacks, so those of functions in a LambdaCallback cannot be recognized.)
 
     Args:
       subject: what is trained, as the sentence begins.
@@ -41,11 +42,9 @@ def _is_of_callback(error: BaseException) -> bool:
     """Whether an error was raised by a hook of a callback."""
     trace = error.__traceback__
     while trace is not None:
-        frame = trace.tb_frame
-        owner = frame.f_locals.get("self")
-        is_hook = frame.f_code.co_name.startswith("on_") and hasattr(owner, "set_model")
-        # A list of callbacks waits for the training step before it goes through them.
-        if is_hook and ("callback" in frame.f_locals or not hasattr(owner, "callbacks")):
+        name, owner = trace.tb_frame.f_code.co_name, trace.tb_frame.f_locals.get("self")
+        is_hook = name.startswith("on_") and hasattr(owner, "set_model")
+        if is_hook and not hasattr(owner, "callbacks"):  # a list of callbacks only passes it on
             return True
         trace = trace.tb_next
     return False
