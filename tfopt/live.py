@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import saved_model
+from tfopt import keras_names, saved_model
 from tfopt.errors import MAX_REASON, InputError, first_line
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.logs import only_errors
@@ -53,6 +53,8 @@ def export(model: Any, folder: Path, example: Any = None) -> None:
                 f"Model {name!r} cannot be exported: {line[:MAX_REASON]}; it must take one tensor, "
                 "or a list or dictionary of tensors, and return the like."
             ) from error
+    if is_model(model):
+        keras_names.write(folder, named_inputs(model), model)
 
 
 def call_once(model: Any, example: Any) -> None:

@@ -178,7 +178,11 @@ def distill(
         overwrite=overwrite,
         progress=progress,
     )
-    found = training_data.read(data, model, needs_labels=False)
+    found = training_data.read(
+        data, model, needs_labels=False, progress=progress.counter("examples")
+    )
+    for note in found.notes:
+        progress.say(f"Note: {note}")
     examined = first_inputs(found.train["x"])[1]
     keras = framework_of(model)
     with contextlib.nullcontext() if strategy is None else strategy.scope():

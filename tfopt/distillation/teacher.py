@@ -236,8 +236,8 @@ def _open(model: Any, features: Sequence[str], signature: str) -> _Model:
             kind = path.suffix[1:].lower()
             runtime = {"tflite": "litert", "onnx": "onnxruntime"}[kind]
             raise InputError(
-                f"{path} is a bare .{kind} file; give Teacher the folder that tfopt convert "
-                f"--variant=float32@{runtime} makes of it."
+                f"{path} is a bare .{kind} file; give Teacher the folder that `tfopt "
+                f"convert --variant=float32@{runtime}` makes of it."
             )
     if isinstance(model, Session):
         _check_untapped(model.artifact.folder.name, features)

@@ -13,6 +13,8 @@ import numpy as np
 
 from tfopt.errors import ConversionError, first_line
 from tfopt.graph import FrozenGraph
+from tfopt.onnx.collecting import copies_collected
+from tfopt.onnx.padding import keep_zeros
 
 OPSET = 17  # the last that TensorRT 8.6 reads; nothing that later ones add is of use here
 _FOLDED = re.compile(r"const_fold_opt__\d+")
@@ -26,9 +28,10 @@ def to_onnx(graph: FrozenGraph) -> Any:
     """
     from tf2onnx import convert
 
+    graph = graph.inlined()
     unsupported = _Collect(logging.getLogger("tf2onnx.tfonnx"))
     try:
-        with unsupported, _numbered_anew():
+        with unsupported, _numbered_anew(), copies_collected():
             model, _ = convert.from_graph_def(
                 graph.graph_def,
                 input_names=list(graph.input_tensors),
@@ -44,6 +47,7 @@ def to_onnx(graph: FrozenGraph) -> Any:
     renamed = dict(zip(graph.input_tensors, graph.signature.input_names, strict=True))
     renamed.update(zip(graph.output_tensors, graph.signature.output_names, strict=True))
     _rename_tensors(model.graph, renamed | _folded_in_order(model.graph))
+    keep_zeros(model)
     initializers = sorted(model.graph.initializer, key=lambda tensor: tensor.name)
     del model.graph.initializer[:]
     model.graph.initializer.extend(initializers)

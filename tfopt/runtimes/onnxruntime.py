@@ -16,11 +16,14 @@ import numpy as np
 from tfopt import cuda, half_graph
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError, first_line
+from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure import environment, suitability
 from tfopt.measure.suitability import Suitability
+from tfopt.onnx import calibration as calibrations
 from tfopt.onnx import half, quantize
 from tfopt.onnx import tensors as onnx_tensors
 from tfopt.onnx.export import to_onnx
+from tfopt.onnx.padding import keep_zeros
 from tfopt.onnx.values import values_inside
 from tfopt.runtimes.base import (
     Activation,
@@ -213,7 +216,8 @@ class OnnxRuntime(Runtime):
             for name, tensor in tensors.items():
                 yield Activation(name, found[tensor.shown], tensor.limits, tensor.channel_axis)
 
-    def read_signature(self, path: Path) -> Signature:  # noqa: D102
+    def read_signature(self, path: Path, key: str = SIGNATURE_KEY) -> Signature:  # noqa: D102
+        del key
         model = _read(path)
         initializers = {tensor.name for tensor in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in initializers]
@@ -232,7 +236,7 @@ class OnnxRuntime(Runtime):
         bits of mantissa instead of 23, unless `tf32=False`.
         """
         if conversion.source.kind == "onnx":
-            _copy_model(conversion.source.path, conversion.folder)
+            conversion.notes += _copy_model(conversion.source.path, conversion.folder)
         else:
             _save(to_onnx(conversion.source.frozen_graph()), conversion.folder / FILE)
         if _providers()[0] == CUDA:
@@ -298,7 +302,7 @@ class OnnxRuntime(Runtime):
     @precision(
         "int8",
         options={
-            "calibration": quantize.CALIBRATIONS,
+            "calibration": calibrations.METHODS,
             "per_channel": (True, False),
         },
         tried=(
@@ -327,7 +331,7 @@ class OnnxRuntime(Runtime):
         conversion.notes += quantize.to_int8(
             _parent_file(conversion),
             file,
-            conversion.calibration_batches(),
+            conversion.calibration_batches(only_finite=False),
             calibration=calibration,
             per_channel=per_channel,
             is_symmetric=is_symmetric,
@@ -445,12 +449,25 @@ def _external_files(model: Any) -> set[PurePosixPath]:
     }
 
 
-def _copy_model(path: Path, folder: Path) -> None:
-    for name in _external_files(_read(path)):
+def _copy_model(path: Path, folder: Path) -> list[str]:
+    """Copies a model and what it keeps in other files; returns sentences for the user."""
+    model = _read(path)
+    for name in _external_files(model):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path.parent / name, folder / name)
     shutil.copyfile(path, folder / FILE)
+    notes = []
+    if num_pools := keep_zeros(model):
+        # Not by `save_model`, which would look for weights beside the file.
+        (folder / FILE).write_bytes(model.SerializeToString())
+        noun = "pooling" if num_pools == 1 else "poolings"
+        notes.append(
+            f"{num_pools} {noun} of padded values had to be written in another way, since ONNX "
+            "Runtime's optimizer changes what they compute; outputs may differ from those of the "
+            "original file in ONNX Runtime, but not from the model's."
+        )
     _check(folder / FILE)
+    return notes
 
 
 def _specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfopt import runtimes
+from tfopt import main_module, runtimes
 from tfopt import source as sources
 from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
@@ -38,7 +39,7 @@ FLAGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """What a search found.
 
@@ -61,6 +62,14 @@ class Result:
     def table(self) -> pd.DataFrame:
         """One row a variant, failures included; columns as in `results.csv`."""
         return self.comparison.table
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        report = html.escape(str(self.output_dir / "report.html"))
+        return f"{self.comparison._repr_html_()}\n<p>The report is <code>{report}</code>.</p>"
+
+    def __repr__(self) -> str:
+        return f"<Result in {self.output_dir}: {self.summary}>"
 
     def load(self) -> Session:
         """A session of the best version.
@@ -156,7 +165,8 @@ def check_arguments(
 
 def _command(model: Any, data: Any, folder: Path, budget: Budget, options: Options) -> str | None:
     """What does the same from a shell; None for objects that only Python has."""
-    if not isinstance(model, Path) or not isinstance(data, (str, Path)):
+    is_local = options.metric is not None and f"{main_module.NAME}:" in options.metric
+    if not isinstance(model, Path) or not isinstance(data, (str, Path)) or is_local:
         return None
     given: dict[str, Any] = {"model": model, "data": data, "output_dir": folder}
     for value in (budget, options, options.limits):

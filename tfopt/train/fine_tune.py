@@ -138,7 +138,9 @@ def fine_tune(
     strategy = several_workers.strategy()
     load = functools.partial(load_keras_file, path, custom_objects, trust_model=trust_model)
     loaded, profile = load(), None
-    found = training_data.read(data, loaded)
+    found = training_data.read(data, loaded, progress=progress.counter("examples"))
+    for note in found.notes:
+        progress.say(f"Note: {note}")
     for text in _compile(loaded, found, learning_rate, jit_compile):
         progress.say(text)
     if max_error is not None:

@@ -1,0 +1,174 @@
+"""Makes a network, converts it, and runs what became of it; `every_architecture.py` calls this in
+worker processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+from typing import Any
+
+import architectures
+import numpy as np
+from architectures import Architecture
+
+from tfopt import api, live, runtimes
+from tfopt import source as sources
+from tfopt.search import steps
+from tfopt.source import Source
+from tfopt.variant import Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A network that is ready for conversion.
+
+    Attributes:
+      source: as converters take it.
+      num_parameters: of the Keras model.
+      inputs: names and shapes.
+      variation: of the output that varies least from example to example: the root mean square of
+        its deviation from the mean over all examples, as a share of its own.
+    """
+
+    source: Source
+    num_parameters: int
+    inputs: str
+    variation: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far outputs are from those of Keras; of several outputs the worst.
+
+    Attributes:
+      max_error: the largest absolute error, in units of the output's root mean square deviation
+        from its mean over all examples.
+      sqnr_db: that deviation squared over the mean square error, in decibels; infinite when equal.
+      problem: why the outputs are not comparable; empty otherwise.
+    """
+
+    max_error: float
+    sqnr_db: float
+    problem: str = ""
+
+
+def make(architecture: Architecture, folder: pathlib.Path) -> Made:
+    """Builds a network, runs Keras on it, and prepares it as a search does.
+
+    Args:
+      architecture: which.
+      folder: new; gets the frozen graph, `inputs.npz` and `reference.npz`.
+    """
+    import keras
+
+    keras.utils.clear_session()
+    example = architectures.build(architecture)
+    model = example.model
+    single = len(example.inputs) == 1
+    reference = _named(
+        model.predict(next(iter(example.inputs.values())) if single else example.inputs, verbose=0)
+    )
+    folder.mkdir(parents=True)
+    live.export(model, folder / "live")
+    source = sources.prepare(
+        folder / "live", folder / "source", name=str(architecture), sha256=live.hash_live(model)
+    )
+    inputs = example.inputs
+    if single:
+        inputs = {source.signature.input_names[0]: next(iter(inputs.values()))}
+    if len(reference) == 1:
+        reference = {source.signature.output_names[0]: next(iter(reference.values()))}
+    np.savez(folder / "inputs.npz", **inputs)
+    np.savez(folder / "reference.npz", **reference)
+    with np.errstate(invalid="ignore"):  # NaN where all is zero
+        variation = float(
+            np.min([_deviation(value) / _norm(value) for value in reference.values()])
+        )
+    shapes = ", ".join(f"{name} {value.shape[1:]}" for name, value in inputs.items())
+    return Made(source, model.count_params(), shapes, variation)
+
+
+def _named(outputs: Any) -> dict[str, np.ndarray]:
+    """Outputs of Keras under the names that its export gives them."""
+    if isinstance(outputs, dict):
+        return {name: np.asarray(value) for name, value in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return {f"output_{place}": np.asarray(value) for place, value in enumerate(outputs)}
+    return {"output_0": np.asarray(outputs)}
+
+
+def variants() -> list[Variant]:
+    """float32 on the runtimes that are installed, in each way that a search tries."""
+    return [
+        variant
+        for variant in runtimes.tried_variants()
+        if variant.precision == "float32" and runtimes.get(variant.runtime).missing() is None
+    ]
+
+
+def convert_and_compare(source: Source, variant: str, folder: pathlib.Path) -> Difference:
+    """Converts a network, runs it on all examples at once and on the first alone, and compares.
+
+    Args:
+      source: that `make` returned.
+      variant: by name.
+      folder: of `make`.
+
+    Raises:
+      ConversionError: when the runtime cannot do it.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        artifact = steps.convert(
+            source, Variant.parse(variant), pathlib.Path(work) / "artifact", None, None, 1
+        )
+        return compare(artifact.folder, folder)
+
+
+def compare(artifact: pathlib.Path, folder: pathlib.Path) -> Difference:
+    """Runs an artifact on all examples at once and on the first alone, and compares with Keras.
+
+    Args:
+      artifact: the folder of one.
+      folder: of `make`.
+    """
+    with np.load(folder / "inputs.npz") as file:
+        inputs = dict(file)
+    with np.load(folder / "reference.npz") as file:
+        reference = dict(file)
+    found = []
+    with api.load(artifact) as session:
+        for count in (len(next(iter(inputs.values()))), 1):
+            outputs = session.run({name: value[:count] for name, value in inputs.items()})
+            if outputs.keys() != reference.keys():
+                problem = f"outputs {sorted(outputs)}, Keras has {sorted(reference)}"
+                return Difference(np.nan, np.nan, problem)
+            found += [
+                _difference(name, outputs[name], value[:count], value)
+                for name, value in reference.items()
+            ]
+    return max(found, key=lambda one: (bool(one.problem), one.max_error))
+
+
+def _difference(
+    name: str, got: np.ndarray, expected: np.ndarray, reference: np.ndarray
+) -> Difference:
+    if (got.shape, got.dtype) != (expected.shape, expected.dtype):
+        problem = f"{name} {got.dtype} {got.shape}, Keras has {expected.dtype} {expected.shape}"
+        return Difference(np.nan, np.nan, problem)
+    if not np.isfinite(got).all():
+        return Difference(np.nan, np.nan, f"{name} is not finite")
+    deviation = _deviation(reference)
+    error = got.astype(np.float64) - expected
+    with np.errstate(divide="ignore", invalid="ignore"):
+        max_error = np.abs(error).max() / deviation
+        sqnr_db = 20 * np.log10(deviation / _norm(error))
+    return Difference(float(max_error), float(sqnr_db))
+
+
+def _norm(values: np.ndarray) -> np.float64:
+    return np.sqrt(np.mean(np.square(values, dtype=np.float64)))
+
+
+def _deviation(values: np.ndarray) -> np.float64:
+    return _norm(values - values.mean(axis=0, dtype=np.float64))
