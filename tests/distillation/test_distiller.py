@@ -624,11 +624,10 @@ class TestDataThatDoNotFit:
     def test_a_callback_keeps_its_own_error(self, framework):
         keras = importlib.import_module(framework)
 
-        def fail(epoch, logs):
-            raise KeyError("mine")
+        class Failing(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch, logs=None):
+                raise KeyError("mine")
 
         distiller = compiled(dense(framework, 0), dense("keras", 1), framework)
         with pytest.raises(KeyError, match="mine"):
-            distiller.fit(
-                X, Y, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=fail)]
-            )
+            distiller.fit(X, Y, verbose=0, callbacks=[Failing()])

@@ -22,8 +22,11 @@ def tagger(framework, seed):
     keras = importlib.import_module(framework)
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((5,), dtype="int64")
-    hidden = keras.layers.Embedding(6, 4, mask_zero=True)(inputs)
-    return keras.Model(inputs, keras.layers.Dense(3, name="tags")(hidden))
+    hidden = keras.layers.Embedding(6, 4, "normal", mask_zero=True)(inputs)
+    scaled = keras.layers.Dense(
+        3, kernel_initializer=keras.initializers.RandomNormal(0, 20), name="tags"
+    )
+    return keras.Model(inputs, scaled(hidden))
 
 
 def divergence(student, teacher, temperature):

@@ -12,7 +12,8 @@ from tfopt.errors import InputError, first_line
 def told(subject: str) -> Iterator[None]:
     """Turns what Keras and TensorFlow raise about data into an `InputError`.
 
-    Errors of callbacks pass as they are.
+    Errors that methods of callbacks raise pass as they are. (Keras drops its own frames from
+    tracebacks, so those of functions in a LambdaCallback cannot be recognized.)
 
     Args:
       subject: what is trained, as the sentence begins.
@@ -33,7 +34,8 @@ def _reason(error: BaseException) -> str:
     """The line that names the cause; errors inside a graph come with a whole trace."""
     before, found, _ = str(error).partition("[[{{node")
     lines = [line.strip() for line in before.splitlines() if line.strip()]
-    return lines[-1] if found and lines else first_line(error)
+    line = lines[-1] if found and lines else first_line(error)
+    return line.partition(" for '{{node")[0]
 
 
 def _is_of_callback(error: BaseException) -> bool:
