@@ -17,6 +17,7 @@ from tfopt import live, runtimes, source_check
 from tfopt import source as sources
 from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
+from tfopt.dataset.streams import open_text
 from tfopt.errors import ConversionError, InputError, ResultError
 from tfopt.first_examples import first_examples
 from tfopt.graph import SIGNATURE_KEY
@@ -134,7 +135,7 @@ def convert(
             if isinstance(model, (str, Path)):
                 path = model = sources.check_path(model)
             if isinstance(data, (str, Path)):
-                data = datasets.open_text(str(data))
+                data = open_text(str(data))
             if data is not None and source_check.is_keras(model):
                 common["example"] = first_examples(data)
             if not isinstance(model, Path):

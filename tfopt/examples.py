@@ -21,7 +21,51 @@ from tfopt.signature import Signature
 Arrays = dict[str, np.ndarray]
 
 INDEX = "index.json"
-LABELS = "labels"
+LABELS = "<labels>"  # a model's inputs may have any name, "labels" too
+_LABELS_OF, _WEIGHTS = "<labels of ", "<weights"
+
+
+def label_column(output: str | None = None) -> str:
+    """The column of the labels of an output; None for labels that name none."""
+    return LABELS if output is None else f"{_LABELS_OF}{output}>"
+
+
+def weight_column(output: str | None = None) -> str:
+    """The column of sample weights, likewise."""
+    return f"{_WEIGHTS}>" if output is None else f"{_WEIGHTS} of {output}>"
+
+
+def is_label_column(name: str) -> bool:
+    """Whether a column holds labels."""
+    return name == LABELS or name.startswith(_LABELS_OF)
+
+
+def is_weight_column(name: str) -> bool:
+    """Whether a column holds sample weights."""
+    return name.startswith(_WEIGHTS)
+
+
+def is_input_column(name: str) -> bool:
+    """Whether a column is fed to the model."""
+    return not (is_label_column(name) or is_weight_column(name))
+
+
+def plain(column: str) -> str:
+    """The name of a column in messages."""
+    return column.strip("<>")
+
+
+def output_of(column: str) -> str | None:
+    """The output that a column of labels or weights belongs to, or None where it names none."""
+    return column[:-1].partition(" of ")[2] or None
+
+
+Labels = np.ndarray | dict[str, np.ndarray] | None
+
+
+def labels_for(labels: Labels, output: str) -> np.ndarray | None:
+    """The labels of one output: those that name it, or those that name none."""
+    return labels.get(output) if isinstance(labels, dict) else labels
 
 
 class ExampleWriter:
@@ -45,8 +89,8 @@ class ExampleWriter:
         """
         if self._columns and columns.keys() != self._columns.keys():
             raise InputError(
-                f"The data yields {', '.join(columns)} after it began with "
-                f"{', '.join(self._columns)}; yield the same of every example."
+                f"The data yields {', '.join(map(plain, columns))} after it began with "
+                f"{', '.join(map(plain, self._columns))}; yield the same of every example."
             )
         for name, array in columns.items():
             if name not in self._columns:
@@ -90,7 +134,7 @@ class _ColumnWriter:
     def append(self, array: np.ndarray) -> None:
         if _dtype_name(array.dtype) != self.dtype:
             raise InputError(
-                f"The data's column {self._name!r} changes from {self._numpy_dtype} to "
+                f"The data's column {plain(self._name)!r} changes from {self._numpy_dtype} to "
                 f"{array.dtype}; yield one dtype."
             )
         if self.is_string:
@@ -115,7 +159,7 @@ class _ColumnWriter:
     @property
     def shapes(self) -> Any:
         """The shape of every example, or the one that all have."""
-        return self._shapes if self._is_ragged else self._shapes[0]
+        return self._shapes if self._is_ragged or not self._shapes else self._shapes[0]
 
     def close(self) -> dict[str, Any]:
         self._stream.close()
@@ -147,8 +191,22 @@ class Examples:
 
     @property
     def has_labels(self) -> bool:
-        """Whether there is a column of labels."""
-        return LABELS in self._columns
+        """Whether there are labels, of any output."""
+        return LABELS in self._columns or bool(self.label_names)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The outputs that there are labels of, sorted; empty where labels name no output."""
+        found = [output_of(name) for name in self._columns if is_label_column(name)]
+        return tuple(sorted(name for name in found if name is not None))
+
+    def read_labels(self, start: int, stop: int) -> dict[str | None, list[np.ndarray]]:
+        """Labels of examples `start` to `stop` by output; by None where they name none."""
+        return {
+            output_of(name): column.read(start, stop)
+            for name, column in self._columns.items()
+            if is_label_column(name)
+        }
 
     def count_shapes(
         self, names: Sequence[str], limit: int | None = None
@@ -170,7 +228,7 @@ class Examples:
 
     def batches(
         self, signature: Signature, batch_size: int, limit: int | None = None
-    ) -> Iterator[tuple[Arrays, np.ndarray | None, int]]:
+    ) -> Iterator[tuple[Arrays, Labels, int]]:
         """Batches of model inputs with their labels.
 
         Args:
@@ -181,9 +239,10 @@ class Examples:
           limit: at most this many examples, evenly spread over all.
 
         Yields:
-          Inputs by name; labels, or None; and how many rows are real.
+          Inputs by name; labels (by output where they belong to certain ones, else one array, or
+          None); and how many rows are real.
         """
-        names = [*signature.input_names, *([LABELS] if self.has_labels else [])]
+        names = [*signature.input_names, *filter(is_label_column, self._columns)]
         scalars = [spec.name for spec in signature.inputs if spec.shape == ()]
         if scalars and len(scalars) == len(signature.inputs):
             batch_size = 1
@@ -209,7 +268,7 @@ class Examples:
 
     def _batch(
         self, signature: Signature, indices: list[int], batch_size: int
-    ) -> tuple[Arrays, np.ndarray | None, int]:
+    ) -> tuple[Arrays, Labels, int]:
         inputs = {}
         for spec in signature.inputs:
             rows = self._rows(spec.name, indices)
@@ -218,10 +277,13 @@ class Examples:
                 continue
             rows += [rows[-1]] * (batch_size - len(rows))
             inputs[spec.name] = _as_input(np.stack(rows), spec.dtype)
-        labels = None
-        if self.has_labels:
-            labels = np.stack(self._rows(LABELS, indices))
-        return inputs, labels, len(indices)
+        found = {
+            output_of(name): np.stack(self._rows(name, indices))
+            for name in self._columns
+            if is_label_column(name)
+        }
+        by_output = {name: labels for name, labels in found.items() if name is not None}
+        return inputs, by_output or found.get(None), len(indices)
 
     def _rows(self, name: str, indices: list[int]) -> list[np.ndarray]:
         if indices[-1] - indices[0] == len(indices) - 1:
@@ -285,7 +347,10 @@ def _dtype_name(dtype: np.dtype) -> str:
 
 def _encode_strings(example: Any) -> bytes:
     flat = np.asarray(example, object).ravel()
-    texts = [item if isinstance(item, bytes) else str(item).encode() for item in flat]
+    texts = [
+        item if isinstance(item, bytes) else str(item).encode(errors="surrogatepass")
+        for item in flat
+    ]
     return json.dumps([text.decode("latin-1") for text in texts]).encode()
 
 

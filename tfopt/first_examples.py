@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import dataset as datasets
+from tfopt.dataset.streams import open_text
 from tfopt.npz import Member, NpzFile
 
 NUM_EXAMPLES = 2
@@ -26,7 +26,7 @@ def first_examples(data: Any) -> Any:
       None when the data can be read only once.
     """
     if isinstance(data, (str, Path)):
-        data = datasets.open_text(str(data))
+        data = open_text(str(data))
     if isinstance(data, NpzFile):
         names = list(data.keys())
         data = {name: data[name] for name in names}

@@ -133,7 +133,7 @@ class FrozenGraph:
         Freezing inlines what it may, but not functions marked `_noinline` or `jit_compile=True`,
         such as the grouped convolutions of Keras 3. Bodies of loops and branches stay functions.
         """
-        graph_def = _copy(self.graph_def)
+        graph_def = copy_graph_def(self.graph_def)
         functions = graph_def.library.function
         nodes = [*graph_def.node, *(node for f in functions for node in f.node_def)]
         calls = [node for node in nodes if node.op in _CALLS]
@@ -154,7 +154,7 @@ class FrozenGraph:
           keeps_ranges: whether operations that only tell the ranges of weights stay; else they
             are computed, too.
         """
-        graph_def = _copy(self.graph_def)
+        graph_def = copy_graph_def(self.graph_def)
         inputs = {name.split(":")[0] for name in self.input_tensors}
         for node in graph_def.node:
             node.attr.pop("_output_shapes", None)
@@ -212,7 +212,7 @@ class FrozenGraph:
         on = None if devices is None else cluster.Cluster(devices=list(devices))
         return dataclasses.replace(
             self,
-            graph_def=_rename_functions(tf_optimizer.OptimizeGraph(config, meta_graph, cluster=on)),
+            graph_def=rename_functions(tf_optimizer.OptimizeGraph(config, meta_graph, cluster=on)),
         )
 
     def save(self, folder: str | Path, jit_compile: bool = False) -> None:
@@ -227,7 +227,7 @@ class FrozenGraph:
 
         names = self.signature.output_names
         # XLA refuses placeholders, also those that nothing reads.
-        graph_def = _copy(self.graph_def)
+        graph_def = copy_graph_def(self.graph_def)
         placeholders = {name.split(":")[0] for name in self.input_tensors}
         used = {tensor for node in graph_def.node for tensor in node.input}
         for index in reversed(range(len(graph_def.node))):
@@ -307,7 +307,8 @@ def missing_signature(folder: str | Path, key: str, found: Sequence[str]) -> Inp
     )
 
 
-def _copy(graph_def: Any) -> Any:
+def copy_graph_def(graph_def: Any) -> Any:
+    """A copy to change."""
     copy = type(graph_def)()
     copy.CopyFrom(graph_def)
     return copy
@@ -338,7 +339,7 @@ def _fix_list_elements(graph_def: Any, batch_size: int) -> None:
 _num_rewrites = 0
 
 
-def _rename_functions(graph_def: Any) -> Any:
+def rename_functions(graph_def: Any) -> Any:
     """Gives the functions of a rewritten graph new names.
 
     TensorFlow keeps functions by name in one table for the process and refuses a second body

@@ -166,7 +166,7 @@ def _read_weights(source: sources.Source) -> tuple[list[_Weight], Counter[str]]:
     else:
         import tensorflow as tf
 
-        graph_def = source.frozen_graph().graph_def
+        graph_def = source.unchanged_graph().graph_def
         nodes = [*graph_def.node, *(n for f in graph_def.library.function for n in f.node_def)]
         ops = Counter(node.op for node in nodes)
         readers: dict[str, str] = {}
@@ -187,27 +187,22 @@ def _read_weights(source: sources.Source) -> tuple[list[_Weight], Counter[str]]:
 
 
 def _read_tflite(path: Path) -> tuple[list[_Weight], Counter[str]]:
-    from ai_edge_litert import schema_py_generated as schema
+    from tfopt.litert import flatbuffer
 
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(path.read_bytes(), 0))
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items()
-             if isinstance(value, int)}  # fmt: skip
-    types = {value: name.lower() for name, value in vars(schema.TensorType).items()
-             if isinstance(value, int)}  # fmt: skip
+    model = flatbuffer.read(path.read_bytes())
     weights: list[_Weight] = []
     ops: Counter[str] = Counter()
     for subgraph in model.subgraphs:
         for operator in subgraph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            ops[names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "?")] += 1
+            ops[flatbuffer.op_name(model, operator)] += 1
         for tensor in subgraph.tensors:
             data = model.buffers[tensor.buffer].data
             count = 1
             for size in tensor.shape if tensor.shape is not None else ():
                 count *= int(size)
             if data is not None and count > 1:
-                name = tensor.name.decode() if isinstance(tensor.name, bytes) else tensor.name
-                weights.append((name, bytes(data), types.get(tensor.type, "?"), count))
+                name, dtype = flatbuffer.text(tensor.name), flatbuffer.type_name(tensor).lower()
+                weights.append((name, bytes(data), dtype, count))
     return weights, ops
 
 

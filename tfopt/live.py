@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfopt import saved_model
+from tfopt import keras_names, saved_model
 from tfopt.errors import MAX_REASON, InputError, first_line
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.logs import only_errors
@@ -53,6 +53,8 @@ def export(model: Any, folder: Path, example: Any = None) -> None:
                 f"Model {name!r} cannot be exported: {line[:MAX_REASON]}; it must take one tensor, "
                 "or a list or dictionary of tensors, and return the like."
             ) from error
+    if is_model(model):
+        keras_names.write(folder, named_inputs(model), model)
 
 
 def call_once(model: Any, example: Any) -> None:
@@ -70,6 +72,21 @@ def call_once(model: Any, example: Any) -> None:
             f"Model {model.name!r} was never called, so its inputs are unknown; give data to call "
             "it on, or call it once and save it with model.export."
         )
+    if (reason := failure_on(model, example)) is not None:
+        raise InputError(
+            f"Model {model.name!r} was never called, and it cannot be called on the data: "
+            f"{reason}; give data with the model's inputs, or call it once and save it with "
+            "model.export."
+        )
+
+
+def failure_on(model: Any, example: Any) -> str | None:
+    """Why a Keras model cannot be called on some examples; None if it can.
+
+    Args:
+      model: of either Keras.
+      example: an array, or a dictionary or list of arrays, with one row an example or without.
+    """
     ways = [example]
     if isinstance(example, Mapping):
         arrays = list(example.values())
@@ -79,14 +96,10 @@ def call_once(model: Any, example: Any) -> None:
         for way in (arguments, _rows(arguments)):
             try:
                 model(way, training=False)
-                return
+                return None
             except Exception as error:  # layers of the user's raise whatever they raise
                 failures.append(first_line(error))
-    raise InputError(
-        f"Model {model.name!r} was never called, and it cannot be called on the data: "
-        f"{failures[0][:MAX_REASON]}; give data with the model's inputs, or call it once and save "
-        "it with model.export."
-    )
+    return failures[0][:MAX_REASON]
 
 
 def named_inputs(model: Any) -> Any:

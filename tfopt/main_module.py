@@ -22,6 +22,7 @@ MAX_TOTAL_BYTES = 32 << 20
 NAME = "__main__"
 
 _unsent: dict[str, str] = {}  # in a worker: why a definition did not come
+_shared: dict[str, Any] = {}  # by `share`
 
 
 class _TooLargeError(Exception):
@@ -33,6 +34,41 @@ class _Limited(io.BytesIO):
         if self.tell() + len(content) > MAX_BYTES:
             raise _TooLargeError
         return super().write(content)
+
+
+def share(name: str, value: Any) -> str:
+    """Sends an object to workers that start from now on, as if `__main__` defined it.
+
+    Args:
+      name: what to call it.
+      value: a function or another object, such as a lambda, that has no name of its own there.
+
+    Returns:
+      The name that `find` knows it by: with a number where another object has the name.
+    """
+    known, number = name, 1
+    while known in (found := _own()) and found[known] is not value:
+        number += 1
+        known = f"{name}_{number}"
+    if known not in found:
+        _shared[known] = value
+    return known
+
+
+def find(name: str) -> Any:
+    """An object of `__main__`, or of the process that started this worker.
+
+    Raises:
+      AttributeError: when there is none of this name.
+    """
+    if name in _shared:
+        return _shared[name]
+    module: Any = sys.modules[NAME]
+    if isinstance(module, _Received):
+        return getattr(module, name)
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
 
 
 def definitions(text: str | None = None) -> dict[str, Any]:
@@ -145,4 +181,4 @@ def _own() -> dict[str, Any]:
             for name, value in registered.items()
             if getattr(value, "__module__", None) == NAME
         }
-    return found
+    return found | _shared

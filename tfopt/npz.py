@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class NpzFile:
     def keys(self) -> Iterable[str]:
         """The names of the members."""
         return self._files.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        """Likewise."""
+        return iter(self._files)
 
     def __getitem__(self, name: str) -> Member:
         """One member, by name."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 BAR_WIDTH = 20
+COUNT_S = 5.0
 CLEAR_LINE = "\r\x1b[K"
 
 
@@ -33,6 +35,18 @@ class Progress:
             clear = CLEAR_LINE if self._has_bar else ""
             print(f"{clear}{text}", file=self._stream, flush=True)
             self._draw()
+
+    def counter(self, what: str) -> Callable[[int], None]:
+        """A function that takes a growing number of things and prints it every few seconds."""
+        last = time.monotonic()
+
+        def show(count: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= COUNT_S:
+                last = time.monotonic()
+                self.say(f"{count} {what} so far …")
+
+        return show
 
     def start(self, total: int) -> None:
         """Sets how many variants are to be tried from now on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -15,11 +15,15 @@ class TensorSpec:
       name: the name in the signature.
       shape: a dimension that may vary is None; None as a whole when even the rank is unknown.
       dtype: as Keras and NumPy spell it (`float32`, `int64`, `bool`), and `string` for bytes.
+      position: its place in the order of the Keras model; None where that is not known.
+      aliases: other names that Keras has for it, of a key or a layer.
     """
 
     name: str
     shape: tuple[int | None, ...] | None
     dtype: str
+    position: int | None = dataclasses.field(default=None, compare=False)
+    aliases: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __str__(self) -> str:
         if self.shape is None:
@@ -46,6 +50,19 @@ class TensorSpec:
         return dataclasses.replace(self, shape=(batch_size, *self.shape[1:]))
 
 
+def _find(specs: Sequence[TensorSpec], name: str) -> str | None:
+    exact = [spec.name for spec in specs if spec.name == name]
+    found = exact or [spec.name for spec in specs if name in spec.aliases]
+    return found[0] if found else None
+
+
+def in_order(specs: Sequence[TensorSpec]) -> list[str] | None:
+    """Names in the order of the Keras model; None where that is not known."""
+    if len(specs) > 1 and any(spec.position is None for spec in specs):
+        return None
+    return [spec.name for spec in sorted(specs, key=lambda spec: spec.position or 0)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Signature:
     """One callable entry of a model; inputs and outputs are sorted by name.
@@ -69,6 +86,14 @@ class Signature:
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs, sorted."""
         return tuple(spec.name for spec in self.outputs)
+
+    def input_called(self, name: str) -> str | None:
+        """The name of the input that has this name or alias, or None."""
+        return _find(self.inputs, name)
+
+    def output_called(self, name: str) -> str | None:
+        """The name of the output that has this name or alias, or None."""
+        return _find(self.outputs, name)
 
     @property
     def batch_size(self) -> int | None:
@@ -99,6 +124,8 @@ class Signature:
                     item["name"],
                     None if item["shape"] is None else tuple(item["shape"]),
                     item["dtype"],
+                    item.get("position"),
+                    tuple(item.get("aliases", ())),
                 )
                 for item in items
             )

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tfopt import live, saved_model
+from tfopt import keras_names, live, saved_model
 from tfopt.errors import MAX_REASON, ConversionError, InputError, first_line
+from tfopt.float32_graph import computes_in, to_float32
 from tfopt.graph import SIGNATURE_KEY, FrozenGraph, describe_function, missing_signature
 from tfopt.keras_files import import_module, load_keras_file
 from tfopt.signature import Signature
@@ -30,13 +31,18 @@ class Source:
       name: what the table calls it.
       kind: `saved_model`, `tflite` or `onnx`; Keras models have become SavedModels.
       path: the model as it came, or as its framework exports it.
-      frozen: SavedModel of the frozen graph; None for .tflite and .onnx, and when freezing failed.
+      frozen: SavedModel of the frozen graph in float32, which converters start from; None for
+        .tflite and .onnx, and when freezing failed.
       signature: inputs and outputs of the chosen signature.
       sha256: hash of the model's files (of weights and configuration for a live model).
       import_modules: modules with custom ops, imported before the model is loaded.
       notes: what a user should know about it, one sentence each.
       origin: of a student: what it was distilled from, in a sentence.
       not_frozen: why there is no frozen graph of a SavedModel, in a sentence.
+      frozen_unchanged: the frozen graph in its own dtypes, where that is another one than `frozen`.
+      computes_in: `float64`, `float16` or `bfloat16` where some operations of the model as it came
+        compute in it (the coarsest), else `float32`. A variant of a model in half precision differs
+        from it by the rounding of half precision, and is the more exact of the two.
     """
 
     name: str
@@ -49,10 +55,12 @@ class Source:
     notes: tuple[str, ...] = ()
     origin: str | None = None
     not_frozen: str | None = None
+    frozen_unchanged: Path | None = None
+    computes_in: str = "float32"
 
     @property
     def frozen_folder(self) -> Path:
-        """The SavedModel of the frozen graph.
+        """The SavedModel of the frozen graph in float32.
 
         Raises:
           ConversionError: when the model could not be frozen; says why.
@@ -62,12 +70,20 @@ class Source:
         return self.frozen
 
     def frozen_graph(self) -> FrozenGraph:
-        """The frozen graph, read from disk.
+        """The frozen graph in float32, read from disk.
 
         Raises:
           ConversionError: when the model could not be frozen; says why.
         """
         return FrozenGraph.from_saved_model(self.frozen_folder)
+
+    def unchanged_graph(self) -> FrozenGraph:
+        """The frozen graph with the dtypes that the model has, read from disk.
+
+        Raises:
+          ConversionError: when the model could not be frozen; says why.
+        """
+        return FrozenGraph.from_saved_model(self.frozen_unchanged or self.frozen_folder)
 
 
 def check_path(path: str | Path) -> Path:
@@ -126,7 +142,7 @@ def prepare(
     Args:
       path: a SavedModel folder, .keras, .h5, .tflite or .onnx.
       folder: gets `saved_model/` (from Keras files) and `frozen/`; must not be there yet.
-      signature: which signature of a SavedModel.
+      signature: which signature of a SavedModel or .tflite file.
       custom_objects: a module whose public classes and functions Keras may need to load the file.
       import_modules: modules that register TensorFlow custom ops.
       trust_model: whether Python code that is stored in a Keras file may run.
@@ -145,13 +161,15 @@ def prepare(
     notes: list[str] = []
     frozen: Path | None = None
     not_frozen: str | None = None
+    unchanged: Path | None = None
+    computed = "float32"
     sha256 = sha256 or hash_files(path)
     name = name or path.stem
     if kind in ("tflite", "onnx"):
         from tfopt import runtimes
 
         runtime = runtimes.get("litert" if kind == "tflite" else "onnxruntime")
-        model_signature = runtime.read_signature(path)
+        model_signature = runtime.read_signature(path, signature)
     else:
         if kind == "keras":
             model = load_keras_file(
@@ -167,9 +185,13 @@ def prepare(
             graph = FrozenGraph.from_saved_model(path, signature)
             model_signature = graph.signature
             frozen = folder / "frozen"
-            dataclasses.replace(
+            graph = dataclasses.replace(
                 graph, signature=dataclasses.replace(model_signature, key=SIGNATURE_KEY)
-            ).save(frozen)
+            )
+            if (computed := computes_in(graph)) != "float32":
+                graph, unchanged, note = _in_float32(graph, computed, folder)
+                notes.append(note)
+            graph.save(frozen)
         except ConversionError as error:
             model_signature = _read_signature(path, signature)
             not_frozen = str(error)
@@ -185,13 +207,31 @@ def prepare(
     if not model_signature.inputs:
         raise InputError(f"Signature {model_signature.key!r} of {path} has no inputs to run it on.")
     source = Source(
-        name, kind, path, frozen, model_signature, sha256, tuple(import_modules), tuple(notes),
-        not_frozen=not_frozen,
+        name, kind, path, frozen, keras_names.read(path, model_signature), sha256,
+        tuple(import_modules), tuple(notes), not_frozen=not_frozen, frozen_unchanged=unchanged,
+        computes_in=computed,
     )  # fmt: skip
     value = dataclasses.asdict(source) | {"path": str(path), "signature": str(model_signature)}
-    value["frozen"] = None if frozen is None else str(frozen)
+    for field in ("frozen", "frozen_unchanged"):
+        value[field] = None if value[field] is None else str(value[field])
     (folder / "source.json").write_text(json.dumps(value, indent=2) + "\n")
     return source
+
+
+def _in_float32(
+    graph: FrozenGraph, computed: str, folder: Path
+) -> tuple[FrozenGraph, Path | None, str]:
+    """The graph in float32, where the unchanged one was saved, and what a user should know."""
+    try:
+        in_float32 = to_float32(graph)
+    except ConversionError as error:
+        return graph, None, f"The model computes in {computed}. {error}"
+    graph.save(folder / "frozen_unchanged")
+    note = (
+        f"The model computes in {computed}; variants start from it in float32, except "
+        "float32@tensorflow, which runs it as it is."
+    )
+    return in_float32, folder / "frozen_unchanged", note
 
 
 def _read_signature(folder: Path, key: str) -> Signature:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfopt.compare import report
 from tfopt.compare.comparison import COLUMNS, Comparison
 from tfopt.compare.text import size
 from tfopt.errors import InputError
@@ -495,3 +496,34 @@ class TestSize:
 def test_rows_can_be_written_as_json():
     assert json.loads(json.dumps(MEASURED)) == MEASURED
     assert set(MEASURED) == set(COLUMNS)
+
+
+class TestSharedReasons:
+    ROWS = (
+        {**MEASURED, "chosen": True},
+        {**FAILED, "variant": "int8@openvino", "status": "failed", "reason": "No op <Foo>."},
+        {**FAILED, "variant": "float16@openvino", "status": "failed", "reason": "No op <Foo>."},
+        {**FAILED, "variant": "int8@litert", "status": "wrong", "reason": "Output y is zero."},
+    )
+
+    def test_are_printed_once(self):
+        text = Comparison(self.ROWS).to_text()
+        assert text.count("No op <Foo>.") == 1
+        assert "  int8@openvino, float16@openvino: No op <Foo>." in text.splitlines()
+
+    def test_stand_once_in_the_table_of_a_report(self):
+        page = report.to_html(Comparison(self.ROWS))
+        table = page.split("<tbody>")[1].split("</tbody>")[0]
+        assert table.count(">No op &lt;Foo&gt;.<") == 1
+        assert table.count("the same as int8@openvino") == 1
+
+    def test_notebooks_show_a_table(self):
+        shown = Comparison(self.ROWS, {"summary": "a < b"})._repr_html_()
+        assert shown.startswith("<p>a &lt; b</p>")
+        assert shown.count("<tr>") == 5
+        assert shown.count("<b>") == 7  # the cells of the chosen row
+        assert shown.count("No op &lt;Foo&gt;.") == 1
+
+    def test_repr_is_one_short_line(self):
+        shown = repr(Comparison(self.ROWS, {"chosen": "int8@litert"}))
+        assert shown == "<Comparison of 4 variants, int8@litert chosen>"

@@ -571,3 +571,64 @@ class TestRefusals:
             other.cached((X, Y), tmp_path / "kept")
         with pytest.raises(tfopt.InputError, match=r"inputs|data"):
             distiller.cached((X + 1, Y), tmp_path / "kept")
+
+
+@each
+@pytest.mark.parametrize("of_student", ["float32", "float64"])
+@pytest.mark.parametrize("of_teacher", ["float32", "float64"])
+def test_models_of_float64(framework, of_student, of_teacher):
+    keras = importlib.import_module(framework)
+    models = []
+    for seed, dtype in ((0, of_student), (1, of_teacher)):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((4,), dtype=dtype)
+        hidden = keras.layers.Dense(CLASSES, kernel_regularizer="l2", dtype=dtype, name="logits")
+        models.append(keras.Model(inputs, hidden(inputs)))
+    student, teacher = models
+    _, expected, *_ = step_by_hand(student, [teacher], Y, alpha=0.1, temperature=4.0)
+    pairs = [tfopt.FeaturePair("logits", "logits", losses.SquaredError())]
+    distiller = compiled(student, teacher, framework, features=pairs)
+    of_features = np.square(logits_by_hand(student) - logits_by_hand(teacher)).mean()
+    history = distiller.fit(X, Y, batch_size=NUM, verbose=0).history
+    np.testing.assert_allclose(history["teacher_loss"], [expected], rtol=1e-4)
+    np.testing.assert_allclose(history["feature_loss"], [of_features], rtol=1e-4)
+
+
+@each
+class TestDataThatDoNotFit:
+    """One sentence, and no word of a graph."""
+
+    @pytest.mark.parametrize(
+        ("labels", "loss", "match"),
+        [
+            (Y + CLASSES, "sparse_categorical_crossentropy", "go up to 5 and .* has 3 classes"),
+            (Y.astype(str), "sparse_categorical_crossentropy", "expected numbers"),
+            (np.zeros((NUM, 2)), "sparse_categorical_crossentropy", r"have shape \(2,\)"),
+            (np.zeros((NUM, 5)), "mse", "cannot be trained on these data"),
+            ({"other": Y}, "sparse_categorical_crossentropy", "has no output 'other'"),
+            (Y[:5], "sparse_categorical_crossentropy", "cannot be trained on these data"),
+        ],
+    )
+    def test_labels(self, framework, labels, loss, match):
+        keras = importlib.import_module(framework)
+        student = dense(framework, 0, "softmax")
+        distiller = tfopt.Distiller(student, dense("keras", 1))
+        distiller.compile(keras.optimizers.SGD(0.1), loss, jit_compile=False)
+        before = student.get_weights()
+        with pytest.raises(tfopt.InputError, match=match) as caught:
+            distiller.fit(X, labels, batch_size=NUM, verbose=0)
+        assert "\n" not in str(caught.value) and "node" not in str(caught.value)
+        for old, new in zip(before, student.get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+
+    def test_a_callback_keeps_its_own_error(self, framework):
+        keras = importlib.import_module(framework)
+
+        def fail(epoch, logs):
+            raise KeyError("mine")
+
+        distiller = compiled(dense(framework, 0), dense("keras", 1), framework)
+        with pytest.raises(KeyError, match="mine"):
+            distiller.fit(
+                X, Y, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=fail)]
+            )

@@ -29,7 +29,7 @@ def soft_targets(student, teacher, labels, temperature=4.0):
 
 def yes_or_no(student, teacher, labels, temperature=3.0):
     p, q = (1 / (1 + np.exp(-x / temperature)) for x in (teacher, student))
-    return temperature**2 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(-1)
+    return temperature**2 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean(-1)
 
 
 def decoupled(student, teacher, labels, alpha=1.5, beta=3.0, temperature=2.0):

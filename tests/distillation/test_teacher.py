@@ -51,7 +51,6 @@ def softmax(logits):
 def test_every_kind_of_model(kept, form, is_graph):
     folder, expected = kept
     teacher = Teacher(folder / form)
-    assert teacher.num_outputs == 1
     assert teacher.is_in_graph == (form in ("model.keras", "saved_model"))
     (activation,) = teacher.examine(X)
     assert activation == "softmax"
@@ -149,7 +148,7 @@ def test_several_inputs_and_outputs(framework, tmp_path):
     model.export(tmp_path / "saved")
     data = {name: np.full((3, 2), value, np.float32) for name, value in (("a", 1), ("b", 10))}
     for teacher in (Teacher(model), Teacher(tmp_path / "saved")):
-        assert teacher.num_outputs == 2
+        assert len(teacher(data).heads.names) == 2
         assert teacher.examine(data) == ("linear", "linear")
         assert [float(found[0, 0]) for found in teacher(data).outputs] == [2, 30]
     teacher = Teacher(tmp_path / "saved")
@@ -192,7 +191,7 @@ def test_logits_of_sigmoid():
 def test_values_that_are_not_finite(framework):
     model = dense(framework)
     model.set_weights([np.full((4, 3), np.nan), np.zeros(3)])
-    with pytest.raises(tfopt.InputError, match=r"Output 0 .* not finite in 100.0%"):
+    with pytest.raises(tfopt.InputError, match=r"Output .* not finite in 100.0%"):
         Teacher(model).examine(X)
 
 

@@ -12,7 +12,7 @@ from tfopt.measure.outputs import Kind
 RNG = np.random.default_rng(0)
 
 
-def compare(folder, reference, candidate, batch_size=7, whole=(), class_scores=None):
+def compare(folder, reference, candidate, batch_size=7, whole=(), class_scores=()):
     """Writes outputs of the model as saved, and compares others with them, batch by batch."""
     sample = Sample()
     count = len(next(iter(reference.values())))
@@ -143,7 +143,7 @@ def test_probabilities_below_what_int8_can_show_do_not_count(tmp_path):
     scores[:, 4] = RNG.uniform(0, 0.004, 200)
     scores[:, 0] += 1 - scores.sum(1)
     scores = np.clip(scores, 0, 1)
-    found = one(tmp_path, scores, np.round(scores * 256) / 256, class_scores="o")
+    found = one(tmp_path, scores, np.round(scores * 256) / 256, class_scores=["o"])
     assert found.channel != 4 and found.channel_db > 30
 
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -107,57 +107,114 @@ class TestMetrics:
             metrics.mse(np.zeros((3, 4)), np.zeros(3))
 
 
-class TestChooseMetric:
-    @pytest.mark.parametrize(
-        ("shape", "labels", "expected"),
-        [
-            ((None, 10), None, "agreement"),
-            ((None, 10), np.array([0, 9, 3]), "top1"),
-            ((None, 10), np.array([[0], [9]]), "top1"),
-            ((None, 10), np.array([0.0, 9.0]), "top1"),
-            ((None, 2), np.array([True, False]), "top1"),
-            ((None, 3), np.eye(3), "top1"),
-            ((None, 3), np.eye(3)[[0, 0, 2]].astype(bool), "top1"),
-            ((None, None), np.array([1, 2]), "top1"),
-            ((None, 3), np.full((2, 3), 0.5), "mse"),
-            ((None, 3), np.ones((2, 3)), "mse"),
-            ((None, 3), np.array([0.5, 1.5]), "mse"),
-            ((None, 8, 3), np.zeros((2, 8, 3)) + 0.5, "mse"),
-            ((None, 1), np.array([0, 1, 1]), "auc"),
-            ((None, 1), np.array([[0.0], [1.0]]), "auc"),
-            ((None,), np.array([True, False]), "auc"),
-            (None, np.array([0, 1]), "auc"),
-            ((None, 1), np.array([0, 2]), "mse"),
-            ((None, 1), np.array([0.25, 1.0]), "mse"),
-        ],
+def loops(predicted, truth, num_classes):
+    """Right, wrong and missed positions of each class, position by position."""
+    counts = {c: [0, 0, 0] for c in range(num_classes)}
+    for p, t in zip(predicted.ravel().tolist(), truth.ravel().tolist(), strict=True):
+        if t in (-1, -100, 255):
+            continue
+        counts[t][0 if p == t else 2] += 1
+        if p != t:
+            counts[p][1] += 1
+    return counts
+
+
+@st.composite
+def maps(draw):
+    """Scores of classes at positions, and labels of which some are missing."""
+    shape = draw(st.sampled_from([(3, 5), (2, 3, 4), (4, 1)]))
+    width = draw(st.integers(2, 4))
+    scores = draw(hnp.arrays(np.float32, (*shape, width), elements=finite, unique=True))
+    labels = draw(
+        hnp.arrays(np.int64, shape, elements=st.sampled_from([-100, -1, 255, *range(width)]))
     )
-    def test_table(self, shape, labels, expected):
-        assert metrics.choose_metric(shape, labels) == expected
-
-    @pytest.mark.parametrize("labels", [np.array(["a", "b"]), np.array([b"a", b"b"], object)])
-    @pytest.mark.parametrize("shape", [(None, 3), (None, 1)])
-    def test_text_cannot_be_compared(self, shape, labels):
-        with pytest.raises(InputError, match=r"labels are text.*--metric"):
-            metrics.choose_metric(shape, labels)
+    return scores, labels
 
 
-class TestFindMetric:
-    def test_by_name(self):
-        for name, found in metrics.METRICS.items():
-            assert metrics.find_metric(name) is found
-            assert found.name == name
-        assert {"top1", "top5", "mse", "mae", "auc"} <= set(metrics.METRICS)
-        assert not metrics.find_metric("mse").higher_is_better
+class TestPositions:
+    @settings(deadline=None, max_examples=50)
+    @given(maps())
+    def test_by_loops(self, both):
+        scores, labels = both
+        width = scores.shape[-1]
+        counts = loops(scores.argmax(-1), labels, width)
+        right, wrong, missed = np.array(list(counts.values())).T
+        total = right.sum() + missed.sum()
 
-    def test_unknown_lists_the_names(self):
-        with pytest.raises(InputError) as caught:
-            metrics.find_metric("top2")
-        assert "'top2'" in str(caught.value)
-        assert "package.module:function" in str(caught.value)
-        for name in metrics.METRICS:
-            assert name in str(caught.value)
+        def value(name, **options):
+            found = metrics.METRICS[name]
+            return float(found.value(found.score(scores, labels, **options).sum(0)))
 
-    @pytest.mark.parametrize("name", ["no_such_module:f", "json:no_such_function"])
-    def test_no_function(self, name):
-        with pytest.raises(InputError, match=rf"--metric={name} cannot be found \(.*no_such"):
-            metrics.find_metric(name)
+        if not total:
+            assert np.isnan(value("position_accuracy", ignore=255))
+            return
+        occurs = right + wrong + missed > 0
+        iou = (right / np.maximum(right + wrong + missed, 1))[occurs].mean()
+        f1 = (2 * right / np.maximum(2 * right + wrong + missed, 1))[occurs].mean()
+        assert value("position_accuracy", ignore=255) == pytest.approx(right.sum() / total)
+        assert value("mean_iou", ignore=255) == pytest.approx(iou)
+        labels[labels == 255] = -1
+        assert value("macro_f1") == pytest.approx(f1)
+
+    def test_forms_of_labels_give_the_same(self):
+        generator = np.random.default_rng(0)
+        scores, labels = generator.normal(size=(5, 4, 6, 3)), generator.integers(3, size=(5, 4, 6))
+        expected = metrics.mean_iou(scores, labels)
+        forms = [labels[..., None], labels.astype(np.float32), np.eye(3)[labels]]
+        for form in forms:
+            np.testing.assert_array_equal(metrics.mean_iou(scores, form), expected)
+        predicted = scores.argmax(-1)
+        np.testing.assert_array_equal(metrics.mean_iou(predicted, labels, num_classes=3), expected)
+
+    def test_iou_is_that_of_keras(self):
+        import keras
+
+        generator = np.random.default_rng(1)
+        scores, labels = generator.normal(size=(6, 8, 8, 4)), generator.integers(3, size=(6, 8, 8))
+        theirs = keras.metrics.MeanIoU(num_classes=4, sparse_y_pred=False)
+        theirs.update_state(labels, scores)
+        found = metrics.METRICS["mean_iou"]
+        ours = found.value(found.score(scores, labels).sum(0))
+        assert float(ours) == pytest.approx(float(theirs.result()), rel=1e-5)
+
+    def test_one_score_a_pixel_by_threshold(self):
+        masks = np.array([[[1, 0], [1, 1]]])
+        logits = np.array([[[0.2, -3], [-1, 4]]])[..., None]
+        assert metrics.position_accuracy(logits, masks, threshold=0).tolist() == [[3, 4]]
+        assert metrics.position_accuracy(logits, masks, threshold=0.5).tolist() == [[2, 4]]
+
+    def test_labels_that_are_no_class(self):
+        with pytest.raises(InputError, match="from 0 to 2; 2 of 4 labels are others, such as 3"):
+            metrics.mean_iou(np.zeros((1, 4, 3)), np.array([[0, 3, 1, 7]]))
+
+
+class TestTags:
+    def test_f1_is_that_of_scikit_learn(self):
+        from sklearn.metrics import f1_score
+
+        generator = np.random.default_rng(0)
+        labels, scores = generator.integers(2, size=(60, 5)), generator.uniform(size=(60, 5))
+        for name in ("macro", "micro"):
+            found = metrics.METRICS[f"{name}_f1"]
+            ours = found.value(found.score(scores, labels).sum(0))
+            expected = f1_score(labels, scores > 0.5, average=name)
+            assert float(ours) == pytest.approx(expected)
+
+    def test_recall_of_tags(self):
+        labels = np.array([[1, 0], [1, 0], [1, 1]])
+        found, occurring = metrics.METRICS["macro_f1"].recall(
+            np.array([[1, 1], [0, 0], [1, 0]]) * 0.9, labels
+        )
+        assert found.tolist() == [2, 0] and occurring.tolist() == [3, 1]
+
+
+class TestPinball:
+    def test_by_its_definition(self):
+        outputs, labels = np.array([[1.0, 2.0, 3.0]]), np.array([2.5])
+        expected = (0.1 * 1.5 + 0.5 * 0.5 + 0.1 * 0.5) / 3
+        found = metrics.pinball(outputs, labels, quantiles=[0.1, 0.5, 0.9])
+        np.testing.assert_allclose(found, [expected])
+
+    def test_needs_one_number_for_each_quantile(self):
+        with pytest.raises(InputError, match="2 quantiles, outputs of shape"):
+            metrics.pinball(np.zeros((4, 3)), np.zeros(4), quantiles=[0.1, 0.9])

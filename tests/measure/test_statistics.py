@@ -535,39 +535,62 @@ class TestAuc:
             statistics.auc([1, 2], [0.1, 0.2])
 
 
-class TestBootstrapBound:
-    def test_mean_agrees_with_normal_theory(self):
-        differences = np.random.default_rng(17).normal(0.1, 1, size=2000)
-        interval = statistics.bootstrap_bound(
-            lambda indices: differences[indices].mean(), 2000, resamples=2000
-        )
-        margin = Z_95 / math.sqrt(2000)
-        assert interval.estimate == pytest.approx(differences.mean())
-        assert interval.high - interval.estimate == pytest.approx(margin, rel=0.1)
-
+class TestResample:
     def test_statistic_sees_indices_with_replacement(self):
         seen = []
 
         def statistic(indices):
             seen.append(indices)
-            return 0.0
+            return len(seen)
 
-        assert statistics.bootstrap_bound(statistic, 50, resamples=10) == Interval(0, 0, 0)
-        np.testing.assert_array_equal(seen[0], np.arange(50))
-        assert len(seen) == 11
-        for indices in seen[1:]:
+        found = statistics.resample(statistic, 50, resamples=10)
+        np.testing.assert_array_equal(found, np.arange(1, 11))
+        for indices in seen:
             assert indices.shape == (50,)
             assert 0 <= indices.min() <= indices.max() < 50
             assert len(set(indices)) < 50
+
+    def test_two_statistics_see_the_same_samples(self):
+        values = np.random.default_rng(0).normal(size=20)
+        first, second = (
+            statistics.resample(lambda i, f=f: f * values[i].mean(), 20) for f in (1, 2)
+        )
+        np.testing.assert_allclose(second, 2 * first)
+
+    def test_what_has_no_value_on_a_sample_is_nan(self):
+        def of_some(indices):
+            if 0 not in indices:
+                raise ZeroDivisionError
+            return math.inf if 1 in indices else 1.0
+
+        found = statistics.resample(of_some, 3)
+        assert set(found[~np.isnan(found)]) == {1.0}
+        assert np.isnan(found).any()
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match="resamples=0"):
+            statistics.resample(lambda indices: 0.0, 10, resamples=0)
+
+
+def bound_of(statistic, count, **options):
+    drops = statistics.resample(statistic, count, **options)
+    return statistics.bootstrap_bound(statistic(np.arange(count)), drops, count)
+
+
+class TestBootstrapBound:
+    def test_mean_agrees_with_normal_theory(self):
+        differences = np.random.default_rng(17).normal(0.1, 1, size=2000)
+        interval = bound_of(lambda indices: differences[indices].mean(), 2000, resamples=2000)
+        margin = Z_95 / math.sqrt(2000)
+        assert interval.estimate == pytest.approx(differences.mean())
+        assert interval.high - interval.estimate == pytest.approx(margin, rel=0.1)
 
     def test_coverage_for_a_ratio(self):
         generator = np.random.default_rng(18)
 
         def covered():
             lost, total = generator.normal(1, 1, size=100), generator.normal(4, 1, size=100)
-            interval = statistics.bootstrap_bound(
-                lambda indices: lost[indices].sum() / total[indices].sum(), 100
-            )
+            interval = bound_of(lambda i: lost[i].sum() / total[i].sum(), 100)
             return interval.high >= 0.25
 
         assert 0.90 <= np.mean([covered() for _ in range(200)]) <= 0.99
@@ -577,21 +600,25 @@ class TestBootstrapBound:
     def test_properties(self, values, seed):
         values = np.array(values)
         first, again = (
-            statistics.bootstrap_bound(
-                lambda indices: np.median(values[indices]), len(values), resamples=30, seed=seed
-            )
+            bound_of(lambda i: np.median(values[i]), len(values), resamples=30, seed=seed)
             for _ in range(2)
         )
         assert first == again
         assert_ordered(first)
 
+    @pytest.mark.parametrize(("num_missing", "is_bounded"), [(0, True), (2, True), (40, False)])
+    def test_samples_without_a_value_lie_beyond_the_bounds(self, num_missing, is_bounded):
+        drops = np.linspace(-1, 1, 200)
+        drops[80 : 80 + num_missing] = math.nan
+        found = statistics.bootstrap_bound(0.0, drops, 1000)
+        assert math.isfinite(found.high) == math.isfinite(found.low) == is_bounded
+        assert_ordered(found)
+        if num_missing == 2:
+            assert found.high >= statistics.bootstrap_bound(0.0, np.linspace(-1, 1, 200), 1000).high
+
     def test_refuses(self):
         with pytest.raises(ValueError, match="num_examples=1; expected at least 2"):
-            statistics.bootstrap_bound(lambda indices: 0.0, 1)
-        with pytest.raises(ValueError, match="resamples=0"):
-            statistics.bootstrap_bound(lambda indices: 0.0, 10, resamples=0)
-        with pytest.raises(ValueError, match="not finite on 6 of 6 samples"):
-            statistics.bootstrap_bound(lambda indices: math.nan, 10, resamples=5)
+            statistics.bootstrap_bound(0.0, np.zeros(10), 1)
 
 
 class TestNumExamplesNeeded:

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.onnx import models
 from tfopt.errors import ConversionError, InputError
 from tfopt.onnx import quantize, symmetric
+from tfopt.onnx.calibration import METHODS
 
 node = helper.make_node
 finite = st.floats(0, 1e30, allow_subnormal=False)
@@ -79,7 +80,7 @@ class TestSymmetric:
             assert not values[pair.input[2]].any()
 
     @pytest.mark.parametrize("per_channel", [True, False])
-    @pytest.mark.parametrize("calibration", quantize.CALIBRATIONS)
+    @pytest.mark.parametrize("calibration", METHODS)
     def test_computes_what_numpy_does(self, to_int8, calibration, per_channel):
         found = to_int8(models.conv_relu_gemm(), calibration=calibration, per_channel=per_channel)
         values = models.arrays(found)
@@ -273,7 +274,7 @@ class TestBoth:
             to_int8(models.conv_relu_gemm(), excluded=["conv", "dense"])
 
     @pytest.mark.parametrize("is_symmetric", [True, False])
-    @pytest.mark.parametrize("calibration", quantize.CALIBRATIONS)
+    @pytest.mark.parametrize("calibration", METHODS)
     def test_no_examples(self, to_int8, calibration, is_symmetric):
         with pytest.raises(ConversionError, match=r"there are none.*--data"):
             to_int8(models.conv_relu_gemm(), [], calibration=calibration, is_symmetric=is_symmetric)
@@ -304,7 +305,7 @@ class TestBoth:
     def test_rare_values_are_cut_off_when_asked(self, to_int8):
         x = np.random.default_rng(0).standard_t(2, size=(64, 3, 6, 6)).astype(np.float32)
         scales = {}
-        for calibration in quantize.CALIBRATIONS:
+        for calibration in METHODS:
             found = to_int8(models.conv_relu_gemm(), models.batches(8, x), calibration=calibration)
             scales[calibration] = float(models.arrays(found)["x_scale"])
         assert scales["minmax"] == pytest.approx(np.abs(x).max() / 127, rel=1e-3)
@@ -321,6 +322,123 @@ class TestBoth:
         assert np.abs(values["w_quantized"].astype(int)).max() <= 64
         wanted = models.run(models.conv_relu_gemm(), models.EXAMPLES)
         assert models.error(models.run(found, models.EXAMPLES), wanted) < 0.03
+
+
+def log_then_gemm():
+    """Values below 0 become NaN and 0 becomes infinity, and a Where replaces both by 0."""
+    return models.make(
+        [
+            node("Log", ["x"], ["log"], name="log"),
+            node("Mul", ["log", "two"], ["product"], name="product"),
+            node("Abs", ["product"], ["abs"], name="abs"),
+            node("Less", ["abs", "limit"], ["is_finite"], name="less"),
+            node("Where", ["is_finite", "product", "zero"], ["filled"], name="where"),
+            node("Flatten", ["filled"], ["flat"], name="flatten"),
+            node("Gemm", ["flat", "g", "c"], ["y"], name="gemm", transB=1),
+        ],
+        {
+            "two": np.float32([2]),
+            "limit": np.float32(1e30),
+            "zero": np.float32(0),
+            "g": models.random(5, 108, seed=2),
+            "c": models.random(5, seed=3),
+        },
+        ["n", 3, 6, 6],
+        ["n", 5],
+        17,
+    )
+
+
+@pytest.mark.parametrize("is_symmetric", [True, False])
+@pytest.mark.parametrize("calibration", METHODS)
+class TestNotFinite:
+    def test_inside_stays_float32_and_is_named(self, to_int8, calibration, is_symmetric):
+        model = log_then_gemm()
+        x = np.abs(models.EXAMPLES) + 0.1
+        x[:, 0, 0, 0], x[:, 1, 0, 0] = 0, -1
+        found = to_int8(
+            model, models.batches(8, x), calibration=calibration, is_symmetric=is_symmetric,
+            per_channel=False, reduce_range=not is_symmetric,
+        )  # fmt: skip
+        limit = 0.2 if calibration == "entropy" else 0.05
+        assert models.error(models.run(found, x), models.run(model, x)) < limit
+        assert readers(found)["gemm"][1] != "g"
+        if not is_symmetric:  # which quantizes no Mul and no Where
+            assert readers(found)["product"] == ["log", "two"]
+            (note,) = to_int8.notes
+            assert note.startswith("2 operations stay float32 beside NaN")
+            assert "log, product" in note
+
+    def test_examples_with_other_outputs_do_not_count(self, to_int8, calibration, is_symmetric):
+        x = models.EXAMPLES.copy()
+        x[1], x[9, 0, 0, 0], x[20:24, 1] = np.nan, np.inf, -np.inf
+        options = {"calibration": calibration, "is_symmetric": is_symmetric}
+        found = models.arrays(to_int8(models.conv_relu_gemm(), models.batches(4, x), **options))
+        assert to_int8.notes == []
+        good = np.isfinite(x).all((1, 2, 3))
+        x[~good] = x[0]
+        wanted = models.arrays(to_int8(models.conv_relu_gemm(), models.batches(4, x), **options))
+        # Values that come more often have more weight in a histogram, where that decides.
+        np.testing.assert_allclose(
+            found["x_scale"], wanted["x_scale"], rtol=0.2 if calibration == "entropy" else 0.01
+        )
+
+    def test_none_is_finite(self, to_int8, calibration, is_symmetric):
+        x = np.full_like(models.EXAMPLES, np.nan)
+        with pytest.raises(ConversionError, match="none with finite inputs or outputs"):
+            to_int8(
+                models.conv_relu_gemm(), models.batches(8, x),
+                calibration=calibration, is_symmetric=is_symmetric,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("is_symmetric", [True, False])
+@pytest.mark.parametrize("calibration", ["percentile", "entropy"])
+class TestHistograms:
+    """Values that ONNX Runtime's own collector of histograms fails for."""
+
+    @pytest.mark.parametrize("factors", [(1, 1e6), (1e-40, 1e-40), (1e-38, 1), (0, 1), (0, 0)])
+    def test_values_of_any_size(self, to_int8, calibration, is_symmetric, factors):
+        x = models.EXAMPLES.copy()
+        x[:16] *= np.float32(factors[0])
+        x[16:] *= np.float32(factors[1])
+        batches = models.batches(1, x)  # more than are held at a time
+        found = to_int8(
+            models.conv_relu_gemm(), batches, calibration=calibration, is_symmetric=is_symmetric
+        )
+        scales = [v for name, v in models.arrays(found).items() if name.endswith("_scale")]
+        assert all(np.isfinite(value).all() and np.all(value > 0) for value in scales)
+        assert np.isfinite(models.run(found, x)).all()
+
+    def test_batches_of_different_sizes(self, to_int8, calibration, is_symmetric):
+        batches = [{"x": models.EXAMPLES[:20]}, {"x": models.EXAMPLES[20:23]}]
+        found = to_int8(
+            models.conv_relu_gemm(), batches, calibration=calibration, is_symmetric=is_symmetric,
+            reduce_range=not is_symmetric,
+        )  # fmt: skip
+        wanted = models.run(models.conv_relu_gemm(), models.EXAMPLES)
+        assert models.error(models.run(found, models.EXAMPLES), wanted) < 0.2
+
+
+class TestBiases:
+    """What ONNX allows of a Gemm's third input, and ONNX Runtime's quantizer does not."""
+
+    @pytest.mark.parametrize("shape", [(1, 5), (5,), (1,), (), (32, 5), (32, 1)])
+    def test_of_any_shape(self, to_int8, shape):
+        model = models.make(
+            [
+                node("Flatten", ["x"], ["flat"]),
+                node("Gemm", ["flat", "g", "c"], ["y"], transB=1),
+            ],
+            {"g": models.random(5, 108, seed=2), "c": models.random(*shape, seed=3) + 3},
+            [32, 3, 6, 6],
+            [32, 5],
+            17,
+        )
+        found = to_int8(model, models.batches(32), is_symmetric=False, reduce_range=True)
+        assert "QuantizeLinear" in {n.op_type for n in found.graph.node}
+        wanted = models.run(model, models.EXAMPLES)
+        assert models.error(models.run(found, models.EXAMPLES), wanted) < 0.05
 
 
 class TestScaleOf:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tfopt.errors import InputError
 from tfopt.measure import statistics
+from tfopt.measure.accuracy import Drop
 from tfopt.measure.statistics import Interval
 from tfopt.search.budget import Budget
 
@@ -14,6 +15,12 @@ LIMITS = {
     "max_size_bytes": "size_bytes",
     "max_memory_bytes": "peak_memory_bytes",
 }
+
+
+def of(interval, num_examples, **about):
+    return Drop("", "top1", interval, num_examples=num_examples, **about)
+
+
 NO_LIMIT = Budget(max_accuracy_drop=None)
 
 amounts = st.floats(0, 1e12)
@@ -54,7 +61,7 @@ class TestViolation:
         for name, column in LIMITS.items():
             limit, value = getattr(budget, name), row.get(column)
             is_over |= limit is not None and value is not None and value > limit
-        reason = budget.violation(row, drop, num_examples)
+        reason = budget.violation(row, None if drop is None else [of(drop, num_examples)])
         assert (reason is not None) == is_over
         assert reason is None or reason.endswith(".")
 
@@ -69,17 +76,17 @@ class TestViolation:
     def test_names_figure_and_limit(self, name, value, words):
         budget = Budget(**{"max_accuracy_drop": None, name: 2})
         row = {LIMITS[name]: value}
-        assert words in budget.violation(row, None, 0)
-        assert NO_LIMIT.violation(row, Interval(0.5, 0.4, 0.6), 10) is None
+        assert words in budget.violation(row, None)
+        assert NO_LIMIT.violation(row, [of(Interval(0.5, 0.4, 0.6), 10)]) is None
 
     def test_of_an_estimate_that_is_outside(self):
-        reason = Budget(0.01).violation({}, Interval(0.034, 0.02, 0.05), 500)
+        reason = Budget(0.01).violation({}, [of(Interval(0.034, 0.02, 0.05), 500)])
         assert reason == "The accuracy drop of 0.034 exceeds 0.01."
 
     @pytest.mark.parametrize("num_examples", [50, 400, 5000])
     def test_of_a_bound_that_is_outside_says_how_many_more_it_takes(self, num_examples):
         drop = Interval(0.004, -0.001, 0.016)
-        reason = Budget(0.01).violation({}, drop, num_examples)
+        reason = Budget(0.01).violation({}, [of(drop, num_examples)])
         # The distance of 0.012 has to shrink to 0.006, and shrinks with the square root.
         more = 4 * num_examples - num_examples
         assert "drop is 0.004 but could be 0.016" in reason
@@ -89,22 +96,49 @@ class TestViolation:
         assert needed - num_examples == more
 
     def test_of_examples_that_tell_nothing(self):
-        reason = Budget(0.01).violation({}, Interval(0.0, -math.inf, math.inf), 1)
+        reason = Budget(0.01).violation({}, [of(Interval(0.0, -math.inf, math.inf), 1)])
         assert "cannot tell" in reason
         assert "inf" not in reason
 
     def test_of_an_estimate_at_the_limit_promises_nothing(self):
-        reason = Budget(0.01).violation({}, Interval(0.01, 0.0, 0.02), 100)
+        reason = Budget(0.01).violation({}, [of(Interval(0.01, 0.0, 0.02), 100)])
         assert "is not inside 0.01" in reason
         assert "more examples" not in reason
 
+    def test_errors_are_shares_of_their_scale(self):
+        """mse in grams² and in kilograms² is the same to a budget."""
+        for unit in (1e-6, 1.0, 1e6):
+            drop = Drop(
+                "", "mse", Interval(0.005 * unit, 0.0, 0.008 * unit), unit=unit, is_error=True
+            )
+            assert Budget(0.01).violation({}, [drop]) is None
+            reason = Budget(0.004).violation({}, [drop])
+            assert "0.50% of that of always answering the mean label" in reason
+            assert f"({unit:.4g}); 0.40% is allowed" in reason
+
+    def test_an_error_of_nothing_may_not_grow(self):
+        for high, is_inside in ((0.0, True), (1e-9, False)):
+            drop = Drop("", "mae", Interval(high, 0.0, high), unit=0.0, is_error=True)
+            assert (Budget(0.01).violation({}, [drop]) is None) == is_inside
+
+    def test_the_output_is_named_where_there_are_several(self):
+        drops = [
+            Drop("box", "mae", Interval(0.3, 0.2, 0.4), unit=2.0, is_error=True, is_own_error=True),
+            Drop("class", "top1", Interval(0.02, 0.01, 0.03)),
+        ]
+        found = Budget(0.01).violation({}, drops)
+        assert found.startswith(
+            "Output 'box': mae rises by 0.3, which is 15.00% of the model's own"
+        )
+        assert "Output 'class': the accuracy drop of 0.02" in Budget(0.01).violation({}, drops[1:])
+
     def test_unchanged_model_has_no_drop(self):
-        assert Budget(0.0).violation({}, None, 0) is None
+        assert Budget(0.0).violation({}, None) is None
 
     def test_figures_that_were_not_measured_do_not_count(self):
         budget = Budget(max_latency_ms=0, max_size_bytes=0, max_memory_bytes=0)
-        assert budget.violation(dict.fromkeys(LIMITS.values()), None, 0) is None
-        assert budget.violation({}, None, 0) is None
+        assert budget.violation(dict.fromkeys(LIMITS.values()), None) is None
+        assert budget.violation({}, None) is None
 
 
 class TestExcess:
@@ -119,4 +153,4 @@ class TestExcess:
 
     @given(st.builds(Budget, st.none(), *[st.none() | st.floats(1, 1e12)] * 3), rows)
     def test_is_above_1_exactly_when_a_limit_is_passed(self, budget, row):
-        assert (budget.excess(row) > 1) == (budget.violation(row, None, 0) is not None)
+        assert (budget.excess(row) > 1) == (budget.violation(row, None) is not None)

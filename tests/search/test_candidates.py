@@ -2,7 +2,7 @@ import pytest
 
 from tfopt import runtimes
 from tfopt.errors import InputError
-from tfopt.measure import environment
+from tfopt.measure import environment, suitability
 from tfopt.search.candidates import OWN_RUNTIME, plan
 from tfopt.variant import Variant
 
@@ -44,8 +44,7 @@ def parse(*texts):
 
 
 def unsuited(variant):
-    suitability = runtimes.precision_of(variant).suitability
-    found = suitability() if suitability else None
+    found = runtimes.get(variant.runtime).suitability(variant)
     return None if found is None or found.suits else found.reason
 
 
@@ -73,6 +72,20 @@ class TestEverything:
             if reason:
                 assert found.skipped[variant].lower() == reason.lower()
                 assert found.skipped[variant][0].isupper()
+
+    @pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", None])
+    def test_bfloat16_is_tried_exactly_where_the_processor_has_it(self, flag, monkeypatch):
+        monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset({"avx2", flag} - {None}))
+        monkeypatch.setattr(suitability, "tensorflow_gpu", lambda: None)
+        found = plan("saved_model")
+        half = [v for v in runtimes.tried_variants() if "bfloat16" in str(v)]
+        assert set(parse("int8(activations=bfloat16)@openvino")) < set(half)
+        for variant in half:
+            if runtimes.get(variant.runtime).missing() is None:
+                assert (variant in found.candidates) is (flag is not None)
+                assert (variant in found.skipped) is (flag is None)
+                if flag is None:
+                    assert "has no bfloat16 instructions" in found.skipped[variant]
 
     def test_runtime_that_is_not_installed(self, absent):
         expected = "Absent is not installed; pip install absent."
@@ -138,8 +151,21 @@ class TestRequested:
     @pytest.mark.parametrize("kind", KINDS)
     def test_whatever_has_a_reason_of_this_machine_is_tried_when_asked_for(self, kind):
         for variant in plan(kind).skipped:
-            if runtimes.get(variant.runtime).missing() is None:
+            runtime = runtimes.get(variant.runtime)
+            if runtime.missing() is None and runtime.suitability(variant).works:
                 assert plan(kind, [str(variant)]).candidates == (variant,)
+
+    @pytest.mark.parametrize("is_emulated", [True, False])
+    def test_bfloat16_is_skipped_where_nothing_computes_it(self, is_emulated, monkeypatch):
+        flags = {"sse2", "avx2"} | ({"avx512f"} if is_emulated else set())
+        monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset(flags))
+        monkeypatch.setattr(suitability, "tensorflow_gpu", lambda: None)
+        asked = ["bfloat16@tensorflow"]
+        if runtimes.get("openvino").missing() is None:
+            asked += ["bfloat16@openvino", "int8(activations=bfloat16)@openvino"]
+        found = plan("saved_model", asked)
+        assert found.candidates == (parse(*asked) if is_emulated else ())
+        assert tuple(found.skipped) == (() if is_emulated else parse(*asked))
 
     def test_those_that_need_another_source_are_skipped(self):
         found = plan("onnx", ["int8@litert", "int8@onnxruntime"])

@@ -405,7 +405,16 @@ def test_callback_optimizes_at_the_end_of_training(tmp_path):
         (images, labels), tfopt.Budget(0.1), tmp_path / "out",
         variants=["float32@litert"], **QUICK,
     )  # fmt: skip
-    trained.fit(images, labels, epochs=1, verbose=0, callbacks=[callback])
+    stopping = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
+    spoiling = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: epoch and trained.set_weights(
+            [np.zeros_like(value) for value in trained.get_weights()]
+        )
+    )  # fmt: skip
+    trained.fit(
+        images, labels, epochs=2, verbose=0, callbacks=[spoiling, callback, stopping]
+    )  # fmt: skip
+    assert any(value.any() for value in trained.get_weights())
     row = callback.result.table.set_index("variant").loc["float32@tensorflow"]
     chosen = np.random.default_rng(0).choice(400, 100, replace=False)
     rest = np.setdiff1d(np.arange(400), chosen)

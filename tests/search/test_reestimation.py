@@ -144,8 +144,8 @@ def test_shift_is_in_standard_deviations(framework):
 
 
 def test_the_sentence():
-    gain = Gain("bfloat16@tensorflow", "stem/bn", 2.13, 0.108, 0.868, 0.7412, 0.7789)
-    assert gain.offer("top1") == (
+    gain = Gain("bfloat16@tensorflow", "stem/bn", 2.13, 0.108, 0.868, 0.7412, 0.7789, "top1")
+    assert gain.offer() == (
         "Statistics of batch normalisation lag behind: those of stem/bn are 2.1 standard "
         "deviations from the calibration examples'. With new ones bfloat16@tensorflow has top1 "
         "0.868 instead of 0.108 (95 % bounds of the gain 0.74 to 0.78): call "

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import tfopt
 from tests.train.models import FRAMEWORKS, IMAGES, LABELS, compile_, conv
-from tfopt.train import watch
+from tfopt.train import gradients, watch
 from tfopt.train.loss_scaling import scale_variable
 
 HALF_NORMAL = 2.0**-14  # the smallest normal number of float16
@@ -23,7 +23,7 @@ def shares_of(gradient, limit=HALF_NORMAL, scale=None):
     """Shares of one gradient, computed beside others."""
     others = [tf.zeros([3, 2]), tf.IndexedSlices(tf.ones([1, 2]), tf.constant([0]), [2, 2])]
     limits = [1.0, limit, 1.0]
-    found = watch.small_shares([others[0], gradient, others[1]], limits, scale).numpy()
+    found = gradients.small_shares([others[0], gradient, others[1]], limits, scale).numpy()
     assert found[[0, 2]].tolist() == [[1, 0], [0.5, 0]]
     return found[1]
 
@@ -32,7 +32,7 @@ class TestCount:
     def test_by_hand(self):
         gradient = tf.constant([0.0, 2.0**-14, 2.0**-15, -(2.0**-20), 1.0, 0.0, 3.0, -4.0])
         assert shares_of(gradient).tolist() == [2 / 8, 2 / 8]
-        assert watch.is_not_finite(gradient).numpy() == 0
+        assert gradients.is_not_finite(gradient).numpy() == 0
 
     def test_what_was_divided_by_the_scale_counts_as_it_was_before(self):
         scale = 1024.0
@@ -43,7 +43,7 @@ class TestCount:
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_not_finite(self, value):
         gradient = tf.constant([[value, 0.0], [1.0, 2.0]])
-        assert watch.is_not_finite(gradient).numpy() == 1
+        assert gradients.is_not_finite(gradient).numpy() == 1
         assert shares_of(gradient, 1e-3).tolist() == [1 / 4, 0]
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -56,12 +56,12 @@ class TestCount:
             tf.constant([[1.0, 0.0], [2.0**-15, 3.0]]), tf.constant([4, 1]), tf.constant([5, 2])
         )
         assert shares_of(slices) == pytest.approx([7 / 10, 1 / 10])
-        assert watch.is_not_finite(slices).numpy() == 0
+        assert gradients.is_not_finite(slices).numpy() == 0
 
     @pytest.mark.parametrize("shape", [(3, 3, 64, 64), (7, 1, 1000), (4096,), (4097,), (123457,)])
     def test_large_gradients_are_sampled_from_all_channels(self, shape):
-        taken = watch.sample(tf.range(math.prod(shape))).numpy()
-        assert 512 < len(taken) <= watch.SAMPLE_SIZE
+        taken = gradients.sample(tf.range(math.prod(shape))).numpy()
+        assert 512 < len(taken) <= gradients.SAMPLE_SIZE
         assert len(set(taken)) == len(taken)
         for axis, places in enumerate(np.unravel_index(taken, shape)):
             counts = np.bincount(places, minlength=shape[axis])
@@ -148,13 +148,13 @@ class TestTraining:
         model = tfopt.set_precision(compile_(conv(framework), framework), "mixed_float16")
         callback = tfopt.PrecisionWatch(every=10)
         images = np.full_like(IMAGES, np.nan)
-        with pytest.warns(UserWarning, match="Training was stopped.*not finite in the last"):
+        with pytest.warns(UserWarning, match="Training was stopped.*loss scale fell"):
             history = model.fit(
                 images, LABELS, batch_size=4, epochs=50, verbose=0, callbacks=[callback]
             )
         assert "loss scale fell" in callback.problem
-        assert "mixed_bfloat16" in callback.problem
-        assert len(history.epoch) == 4  # 30 steps of 8 in an epoch
+        assert "inputs of the model hold values that are not finite" in callback.problem
+        assert len(history.epoch) <= 4  # 30 steps of 8 in an epoch
 
     def test_values_that_are_not_finite_stop_without_scaling(self, framework):
         model = tfopt.set_precision(compile_(conv(framework), framework), "mixed_bfloat16")

@@ -10,15 +10,17 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfopt.compare import files, origin, report
+from tfopt.compare import files, notebook, origin, report
 from tfopt.compare.regressions import find_regressions
 from tfopt.compare.text import (
     MEASURED,
+    NUM_FIGURES,
     align,
     figure,
     interval,
     plain,
     quality_of,
+    reasons,
     size,
     to_markdown,
 )
@@ -43,7 +45,7 @@ LOAD_COLUMNS = (
 ORIGIN = ("file", "machine", "baseline")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """Rows of measured variants.
 
@@ -294,23 +296,30 @@ class Comparison:
 
     def to_text(self) -> str:
         """A table for a terminal: the columns that a choice is made by."""
-        head, *lines = self._short_table()
-        text = align([head, *lines], num_left=len(head) - 5)
-        text.insert(1, "-" * max(map(len, text)))
-        reasons = [
-            f"  {row['variant']}: {row['reason']}"
-            for row in self.rows
-            if row["status"] != "ok" and row.get("reason")
-        ]
-        return "\n".join([*text, *(["", "Not chosen because:", *reasons] if reasons else [])])
+        cells = self.short_table()
+        table = align(cells, num_left=len(cells[0]) - NUM_FIGURES)
+        table.insert(1, "-" * max(map(len, table)))
+        lines = [f"  {', '.join(names)}: {reason}" for reason, names in reasons(self.rows).items()]
+        return "\n".join([*table, *(["", "Not chosen because:", *lines] if lines else [])])
 
     def to_markdown(self) -> str:
         """The table of `to_text` for GitHub and the like."""
-        head, *lines = self._short_table()
-        return to_markdown([name.strip() for name in head], lines, len(head) - 5)
+        head, *lines = self.short_table()
+        return to_markdown([name.strip() for name in head], lines, len(head) - NUM_FIGURES)
 
-    def _short_table(self) -> list[list[str]]:
-        """Head and lines; columns that are the same in every row are left out."""
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return notebook.to_html(self)
+
+    def __repr__(self) -> str:
+        chosen = self.details.get("chosen")
+        return f"<Comparison of {len(self.rows)} variants{f', {chosen} chosen' if chosen else ''}>"
+
+    def short_table(self) -> list[list[str]]:
+        """Head and lines of the columns that a choice is made by, as text.
+
+        Columns that are the same in every row are left out; the last are numbers.
+        """
         extra = [
             name
             for name in ("model", "batch_size", "machine", "file")

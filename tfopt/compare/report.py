@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tfopt.compare import pareto_svg
-from tfopt.compare.text import figure, interval, plain, size
+from tfopt.compare.text import figure, interval, plain, reasons, size
 from tfopt.measure.diagnosis import short_name
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def _table(rows: tuple[dict[str, Any], ...]) -> str:
         f"{_class(column)}><button>{column.title}</button></th>"
         for column in _COLUMNS
     )
-    lines = "\n".join(_row(index, row) for index, row in enumerate(rows))
+    shared = reasons(rows)
+    lines = "\n".join(_row(index, row, shared) for index, row in enumerate(rows))
     return f"""<div class="scroll" tabindex="0" role="region" aria-label="All variants">
 <table>
 <thead><tr>{heads}</tr></thead>
@@ -153,15 +154,17 @@ def _class(column: _Column, row: Mapping[str, Any] | None = None) -> str:
     return f' class="{_escape(name)}"' if name else ""
 
 
-def _row(index: int, row: Mapping[str, Any]) -> str:
+def _row(index: int, row: Mapping[str, Any], shared: Mapping[str, Sequence[str]]) -> str:
     cells = []
     for column in _COLUMNS:
         value = plain(row.get(column.name))
-        text = _escape(column.show(row))
+        shown = _escape(column.show(row))
         if column.name == "variant":
-            text = f'<a href="#variant-{index}">{text}</a>'
+            shown = f'<a href="#variant-{index}">{shown}</a>'
+        if column.name == "reason" and value in shared and shared[value][0] != row["variant"]:
+            shown = f"the same as {_escape(shared[value][0])}"
         sort = "" if value is None else _escape(value)
-        cells.append(f'<td{_class(column, row)} data-value="{sort}">{text}</td>')
+        cells.append(f'<td{_class(column, row)} data-value="{sort}">{shown}</td>')
     chosen = ' class="chosen"' if row.get("chosen") else ""
     return (
         f'<tr id="row-{index}" data-status="{_escape(row["status"])}"{chosen}>{"".join(cells)}</tr>'

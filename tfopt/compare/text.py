@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURED = ("ok", "over_budget")  # statuses of rows with figures
+NUM_FIGURES = 5  # last columns of a short table, which are numbers
 LOGARITHMIC_FROM = 20  # the ratio of largest and smallest value that a linear axis hides
 
 
@@ -19,6 +20,15 @@ def quality_of(rows: Iterable[Mapping[str, Any]]) -> str:
     return (
         "accuracy" if any(plain(row.get("accuracy")) is not None for row in rows) else "agreement"
     )
+
+
+def reasons(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Why rows were not chosen: the variants of each reason."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] != "ok" and row.get("reason"):
+            found.setdefault(row["reason"], []).append(row["variant"])
+    return found
 
 
 def plain(value: Any) -> Any:

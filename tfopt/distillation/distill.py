@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tfopt import source as sources
-from tfopt.distillation.distiller import Distiller, first_inputs
+from tfopt.distillation.distiller import Distiller
+from tfopt.distillation.first_batch import first_inputs
 from tfopt.distillation.losses import (
     AttentionTransfer,
     DecoupledTargets,
@@ -177,7 +178,11 @@ def distill(
         overwrite=overwrite,
         progress=progress,
     )
-    found = training_data.read(data, model, needs_labels=False)
+    found = training_data.read(
+        data, model, needs_labels=False, progress=progress.counter("examples")
+    )
+    for note in found.notes:
+        progress.say(f"Note: {note}")
     examined = first_inputs(found.train["x"])[1]
     keras = framework_of(model)
     with contextlib.nullcontext() if strategy is None else strategy.scope():

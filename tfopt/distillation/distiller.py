@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfopt.distillation import first_batch as batches
+from tfopt.distillation import reduction
 from tfopt.distillation.cache import CachedBatches, cached
 from tfopt.distillation.losses import DistillationLoss
-from tfopt.distillation.objective import FeaturePair, Objective, Targets, output_names
+from tfopt.distillation.objective import FeaturePair, Objective, Targets
 from tfopt.distillation.teacher import Teacher
-from tfopt.distillation.truth import Truth, of_output
+from tfopt.distillation.truth import Truth
 from tfopt.distillation.views import View
 from tfopt.errors import InputError
 from tfopt.keras_callback import KerasCallback
+from tfopt.train.data_errors import told
 from tfopt.train.layers import Layer, check_built, framework_of, is_model, policy_name
 from tfopt.train.loss_scaling import with_scaling
 
-NUM_EXAMINED = 256  # examples by which student and teachers are examined
 OWN_LOSSES = ("label_loss", "teacher_loss", "feature_loss")
 
 
@@ -53,7 +55,8 @@ class Distilling(_Base):
             teachers = [teachers]
         taught_by = [each if isinstance(each, Teacher) else Teacher(each) for each in teachers]
         self.student = student
-        self.output_names = output_names(student)
+        if getattr(student, "output_names", None):
+            self.output_names = list(student.output_names)  # by which Keras names metrics
         self.alpha, self.view = float(alpha), view
         # In an object of its own, so that neither Keras saves or trains teachers.
         self._objective = Objective(student, taught_by, losses, temperature, features)
@@ -92,7 +95,7 @@ class Distilling(_Base):
         is_float16 = policy_name(self.student) == "mixed_float16"
         optimizer = with_scaling(self._framework, optimizer, is_float16)
         super().compile(optimizer, loss, **options)  # type: ignore[misc]
-        self._label_losses = _loss_names(loss, self.output_names)
+        self._loss = loss
         self._asks_for_xla = options.get("jit_compile") is True
         if self._framework is not keras:
             # Figures are those of all workers already, and are not to be added up.
@@ -117,16 +120,23 @@ class Distilling(_Base):
             x.fill()
             options["shuffle"] = False  # they come in an order of their own
             options["callbacks"] = [*_as_list(options.get("callbacks")), _EpochOf(x)]
-            x, is_cached = x.dataset(), True
-        else:
-            x, inputs = first_inputs(x)
-            is_cached = inputs is not None and _split(inputs)[1] is not None
-            self.examine(_split(inputs)[0])
-            if not is_cached:
-                self._check_python_teachers()
+            x = x.dataset()
+        x, y, weights = (
+            batches.arrays(each) for each in (x, y, options.pop("sample_weight", None))
+        )
+        x, first = batches.first_batch(x, y, weights)
+        inputs, targets = _split(first[0])
+        if targets is None or not self._objective.is_prepared:
+            self.examine(inputs)
+        if targets is None:
+            self._check_python_teachers()
+        self._try_out(y if y is not None else first[1], first)
         if options.get("verbose", "auto") and self.notes:
             print("\n".join(self.notes))
-        return super().fit(x, y, **options)  # type: ignore[misc]
+        if weights is not None:
+            options["sample_weight"] = weights
+        with self._telling():
+            return super().fit(x, y, **options)  # type: ignore[misc]
 
     def examine(self, inputs: Any) -> None:
         """Runs student and teachers on some examples, and checks that they fit; `fit` does so.
@@ -139,7 +149,7 @@ class Distilling(_Base):
         """
         self._check_compiled()
         with self.distribute_strategy.scope():
-            self._objective.prepare(inputs, self._label_losses)
+            self._objective.prepare(batches.arrays(inputs), self._loss)
         for layer in self._objective.projections.values():
             if all(layer is not known for known in self._projections):
                 self._projections.append(layer)
@@ -186,7 +196,7 @@ class Distilling(_Base):
                 "num_views is the number of views that are kept; give it with a view, and only "
                 "with one."
             )
-        self.examine(_split(first_inputs(data[0] if isinstance(data, tuple) else data)[1])[0])
+        self.examine(batches.first_inputs(data[0] if isinstance(data, tuple) else data)[1])
         import tensorflow as tf
 
         identity = {
@@ -216,11 +226,11 @@ class Distilling(_Base):
             targets = self._objective.ask(inputs)
         with tf.GradientTape() as tape:
             outputs, features = self._objective.student(inputs, training=True)
-            truth = self._truth(labels)
+            truth = self._truth(labels, outputs)
             of_labels = self._label_loss(truth, outputs, weights)
             of_teachers = self._teacher_loss(outputs, targets, truth, weights)
-            of_features = self._feature_loss(features, targets, weights)
-            alpha = self.alpha if self._label_losses else 0.0
+            of_features = self._feature_loss(features, targets, truth, weights)
+            alpha = self.alpha if self._has_label_loss else 0.0
             loss = alpha * of_labels + (1.0 - alpha) * of_teachers + of_features
             loss += self._regularization()
             scaled = self.optimizer.scale_loss(loss) if self._framework is keras else loss
@@ -238,7 +248,7 @@ class Distilling(_Base):
         inputs, labels, weights = _unpack(data)
         inputs, _ = _split(inputs)
         outputs = self.student(inputs, training=False)
-        truth = self._truth(labels)
+        truth = self._truth(labels, outputs)
         loss = self._label_loss(truth, outputs, weights) + self._regularization()
         self._track(loss, inputs, ())
         return self._logs(truth, inputs, outputs, weights)
@@ -255,7 +265,7 @@ class Distilling(_Base):
         """Loss and metrics by name; both Kerases look here for what all replicas have together."""
         found = dict(super().get_metrics_result())  # type: ignore[misc]
         found["loss"] = found.pop(self._total.name)
-        hidden = set() if self._label_losses else {self._of_labels.name}
+        hidden = set() if self._has_label_loss else {self._of_labels.name}
         hidden |= set() if self._objective.pairs else {self._of_features.name}
         hidden |= set(OWN_LOSSES) if self._is_evaluating else set()
         return {name: value for name, value in found.items() if name not in hidden}
@@ -268,8 +278,12 @@ class Distilling(_Base):
         """Exports the student alone."""
         self.student.export(filepath, *args, **options)
 
+    @property
+    def _has_label_loss(self) -> bool:
+        return bool(batches.leaves(self._loss))
+
     def _check_compiled(self) -> None:
-        if not hasattr(self, "_label_losses"):
+        if not hasattr(self, "_loss"):
             raise InputError("The distiller is not compiled; call compile with an optimizer first.")
 
     def _check_python_teachers(self) -> None:
@@ -283,6 +297,37 @@ class Distilling(_Base):
         if self._asks_for_xla:
             raise InputError(f"XLA cannot compile {names}; leave out jit_compile, or {way}.")
         self.jit_compile = False
+
+    def _try_out(self, labels: Any, first: tuple[Any, Any, Any]) -> None:
+        """Tries labels and weights out, on all that are at hand and on the first batch.
+
+        Raises:
+          InputError: when they do not fit outputs and losses.
+        """
+        assert self._objective.heads is not None
+        batches.check_labels(
+            labels, self._objective.heads, self._objective.label_losses, self._loss
+        )
+        inputs, given, weights = first
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            return
+        import tensorflow as tf
+
+        inputs, targets = _split(inputs)
+        inputs, given, weights = (
+            tf.nest.map_structure(tf.convert_to_tensor, each) if each is not None else None
+            for each in (inputs, given, weights)
+        )
+        if targets is None:
+            targets = self._objective.ask(inputs)
+        with self._telling():
+            outputs, features = self._objective.student(inputs, training=False)
+            truth = self._truth(given, outputs)
+            self._teacher_loss(outputs, targets, truth, weights)
+            self._feature_loss(features, targets, truth, weights)
+
+    def _telling(self) -> contextlib.AbstractContextManager[None]:
+        return told(f"Student {self.student.name!r}")
 
     def _seen(self, inputs: Any, labels: Any) -> tuple[Any, Any]:
         """A random view of a batch, another one in each step and replica."""
@@ -298,51 +343,44 @@ class Distilling(_Base):
         step += tf.cast(context.replica_id_in_sync_group, tf.int32)
         return self.view(inputs, labels, tf.stack([tf.constant(self._view_seed), step]))
 
-    def _truth(self, labels: Any) -> Truth:
-        return Truth.of(labels, self.output_names, self._objective.is_of_classes)
+    def _truth(self, labels: Any, outputs: Any) -> Truth:
+        names = self._objective.by_name(outputs)
+        ignored = batches.ignored_classes(self._loss, list(names))
+        return Truth.of(labels, names, outputs, self._objective.is_of_classes, ignored)
 
     def _label_loss(self, truth: Truth, outputs: Any, weights: Any) -> Any:
-        """As Keras computes it, of those examples that have a label; of one replica."""
+        """As Keras computes it, where there are labels; float32, of one replica."""
         import tensorflow as tf
 
-        if truth.filled is None or not self._label_losses:
+        if truth.filled is None or not self._has_label_loss:
             return tf.constant(0.0)
         if self._framework is keras:
-            marked = truth.masked(outputs, self.output_names)
-            return self._compile_loss(truth.filled, marked, weights)
-        marked, weights = truth.for_losses(outputs, weights, self.output_names)
-        return self.compiled_loss(truth.filled, marked, weights)
+            given = truth.weights(weights, outputs)
+            found = self._compile_loss(truth.filled, truth.masked(outputs), given)
+        else:
+            marked, given = truth.for_losses(outputs, weights)
+            found = self.compiled_loss(truth.filled, marked, given)
+        return tf.cast(found, tf.float32)
 
     def _teacher_loss(self, outputs: Any, targets: Targets, truth: Truth, weights: Any) -> Any:
         import tensorflow as tf
 
-        found = self._objective.of_outputs(outputs, targets, truth.labels)
-        if not found:
-            return tf.constant(0.0)
-        return tf.add_n(
-            [
-                self._mean(each, of_output(weights, name, self.output_names))
-                for name, each in found.items()
-            ]
-        )
+        found = self._objective.of_outputs(outputs, targets, truth.labels, truth.counted)
+        means = [
+            reduction.mean(losses, truth.weights_of(weights, name), truth.counted.get(name))
+            for name, losses in found.items()
+        ]
+        return _of_one_replica(tf.add_n(means or [tf.constant(0.0)]))
 
-    def _feature_loss(self, features: Any, targets: Targets, weights: Any) -> Any:
+    def _feature_loss(self, features: Any, targets: Targets, truth: Truth, weights: Any) -> Any:
         import tensorflow as tf
 
-        found = self._objective.of_features(features, targets)
-        if found is None:
-            return tf.constant(0.0)
-        return self._mean(found, of_output(weights, self.output_names[0], self.output_names))
-
-    def _mean(self, losses: Any, weights: Any) -> Any:
-        """The mean over the examples of a batch, as far as this replica has them."""
-        import tensorflow as tf
-
-        if weights is not None:
-            weights = tf.reshape(tf.cast(weights, losses.dtype), [tf.shape(losses)[0], -1])
-            losses = losses * tf.reduce_mean(weights, -1)
-        mean = tf.reduce_mean(tf.cast(losses, tf.float32))
-        return mean / tf.distribute.get_strategy().num_replicas_in_sync
+        own = truth.weights_of(weights, truth.names[0])
+        means = [
+            reduction.mean(losses, own, mask)
+            for losses, mask in self._objective.of_features(features, targets)
+        ]
+        return _of_one_replica(tf.add_n(means or [tf.constant(0.0)]))
 
     def _regularization(self) -> Any:
         import tensorflow as tf
@@ -351,7 +389,7 @@ class Distilling(_Base):
             [tf.cast(tf.reduce_sum(each), tf.float32) for each in self.student.losses]
             or [tf.constant(0.0)]
         )
-        return total / tf.distribute.get_strategy().num_replicas_in_sync
+        return _of_one_replica(total)
 
     def _track(self, loss: Any, inputs: Any, parts: Sequence[Any]) -> None:
         import tensorflow as tf
@@ -368,8 +406,8 @@ class Distilling(_Base):
                 "loss": self._total.result(),
                 self._of_teachers.name: self._of_teachers.result(),
             }
-        marked = truth.masked(outputs, self.output_names)
-        return self.compute_metrics(inputs, truth.filled, marked, weights)
+        marked, given = truth.masked(outputs), truth.weights(weights, outputs)
+        return self.compute_metrics(inputs, truth.filled, marked, given)
 
 
 class Distiller(Distilling, keras.Model):
@@ -462,21 +500,10 @@ class _EpochOf(KerasCallback):
         self._batches.epoch = epoch
 
 
-def _loss_names(loss: Any, outputs: Sequence[str]) -> dict[str, str]:
-    """Names of what `compile` got as losses, by output."""
-    if loss is None:
-        return {}
-    if isinstance(loss, Mapping):
-        by_name = dict(loss)
-    elif isinstance(loss, (list, tuple)):
-        by_name = dict(zip(outputs, loss, strict=False))
-    else:
-        by_name = dict.fromkeys(outputs, loss)
-    return {
-        name: str(getattr(each, "name", None) or getattr(each, "__name__", each))
-        for name, each in by_name.items()
-        if each is not None
-    }
+def _of_one_replica(loss: Any) -> Any:
+    import tensorflow as tf
+
+    return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _unpack(data: Any) -> tuple[Any, Any, Any]:
@@ -497,32 +524,3 @@ def _as_list(callbacks: Any) -> list[Any]:
     if callbacks is None:
         return []
     return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-
-
-def first_inputs(x: Any) -> tuple[Any, Any]:
-    """Data as they were, and the inputs of some examples of them.
-
-    Raises:
-      InputError: when there are none.
-    """
-    import tensorflow as tf
-
-    if isinstance(x, Iterator):
-        batch = next(x, None)
-        x = _chained(batch, x)
-    elif isinstance(x, tf.data.Dataset):
-        batch = next(iter(x), None)
-    elif hasattr(x, "__getitem__") and hasattr(x, "on_epoch_end"):  # PyDataset, Sequence
-        batch = x[0] if len(x) else None
-    else:
-        few = tf.nest.map_structure(lambda values: values[:NUM_EXAMINED], x)
-        flat = tf.nest.flatten(few)
-        batch = (few,) if flat and len(flat[0]) else None
-    if batch is None:
-        raise InputError("The data hold no examples; at least one batch is needed.")
-    return x, batch[0] if isinstance(batch, (list, tuple)) else batch
-
-
-def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    """A generator, which Keras asks for."""
-    yield from itertools.chain([first], rest)

@@ -1,22 +1,26 @@
-"""Labels that some examples lack: -1 for classes, NaN for values."""
+"""Labels that some examples or positions lack: -1 for classes, NaN for values."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from tfopt.distillation.reduction import along
+
 NONE = -1
 
 
-def split(labels: Any, is_of_classes: bool) -> tuple[Any, Any]:
-    """Labels to compute with, and which examples have one.
+def split(labels: Any, is_of_classes: bool, num_axes: int = 1) -> tuple[Any, Any]:
+    """Labels to compute with, and which examples or positions have one.
 
     Args:
-      labels: tensor of shape (examples, …). An example has none if all its labels are NaN, or, of
+      labels: tensor of shape (examples, …). A position has none if all its labels are NaN, or, of
         classes, below 0.
       is_of_classes: whether they are numbers or shares of classes.
+      num_axes: of examples and positions: 1 if outputs have none.
 
     Returns:
-      The labels, zeros where there is none; and a tensor of shape (examples,), bool.
+      The labels, zeros where there is none; and a tensor, bool, with as many axes or with those of
+      the labels if these are fewer.
     """
     import tensorflow as tf
 
@@ -28,33 +32,37 @@ def split(labels: Any, is_of_classes: bool) -> tuple[Any, Any]:
         is_missing = labels < 0
     else:
         is_missing = tf.zeros_like(labels, tf.bool)
-    has_none = tf.reduce_all(is_missing, list(range(1, labels.shape.rank)))
+    has_none = tf.reduce_all(is_missing, list(range(num_axes, labels.shape.rank)))
     filled = tf.where(along(has_none, labels.shape.rank), tf.zeros_like(labels), labels)
     return filled, tf.logical_not(has_none)
 
 
-def along(values: Any, rank: int) -> Any:
-    """Values of shape (examples,) with as many axes of size 1 behind as make that rank."""
+def is_class(labels: Any, number: int, num_axes: int) -> Any:
+    """Where labels are the number of a class; a tensor, bool, as `split` returns it."""
     import tensorflow as tf
 
-    return tf.reshape(values, [-1, *[1] * (rank - 1)])
+    found = tf.equal(labels, tf.cast(number, labels.dtype))
+    return tf.reduce_all(found, list(range(num_axes, labels.shape.rank)))
 
 
-def classes(labels: Any, num_classes: int) -> Any | None:
-    """The class of each example, int64, -1 where there is none; None for labels of another kind.
+def classes(labels: Any, shape: Any) -> Any | None:
+    """The class of each position, int64, -1 where there is none; None for labels of another kind.
 
     Args:
-      labels: whole numbers of shape (examples,) or (examples, 1), or shares of classes of shape
-        (examples, classes).
-      num_classes: of the outputs.
+      labels: whole numbers of shape (examples, positions…) or (examples, positions…, 1), or shares
+        of classes of shape (examples, positions…, classes).
+      shape: of the outputs, (examples, positions…, classes).
     """
     import tensorflow as tf
 
-    filled, is_there = split(labels, is_of_classes=True)
-    if labels.shape.rank == 2 and labels.shape[-1] == num_classes > 1:
+    num_axes, rank = len(shape) - 1, labels.shape.rank
+    filled, is_there = split(labels, is_of_classes=True, num_axes=num_axes)
+    if rank == num_axes + 1 and labels.shape[-1] == shape[-1] > 1:
         found = tf.argmax(filled, -1)
-    elif labels.shape.rank == 1 or (labels.shape.rank == 2 and labels.shape[-1] == 1):
-        found = tf.cast(tf.reshape(filled, [-1]), tf.int64)
+    elif rank == num_axes:
+        found = tf.cast(filled, tf.int64)
+    elif rank == num_axes + 1 and labels.shape[-1] == 1:
+        found = tf.cast(tf.squeeze(filled, -1), tf.int64)
     else:
         return None
     return tf.where(is_there, found, tf.constant(NONE, tf.int64))

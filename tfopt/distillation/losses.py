@@ -1,8 +1,9 @@
-"""What a student's outputs or features lose against its teacher's: one number for each example.
+"""What a student's outputs or features lose against its teacher's, by example and position.
 
 All are differentiable TensorFlow functions of both Kerases. They compute in float32, or in float64
 where they get it, whatever precision student and teacher compute in; no gradient goes to the
-teacher. Numbers for single examples leave sample weights and reductions to the caller.
+teacher. Pixels, tokens and other positions keep a loss of their own, so that weights, padding and
+the mean over them are up to the caller, as with the losses of Keras.
 
 A loss of one's own is a subclass with `call`.
 """
@@ -34,10 +35,27 @@ class DistillationLoss(abc.ABC):
         Args:
           student: tensor of shape (examples, …), of any float dtype.
           teacher: tensor of shape (examples, …) that fits the student's.
-          labels: whole numbers of shape (examples,), -1 where there is none; None without labels.
+          labels: whole numbers of shape (examples, positions…), -1 where there is none; None
+            without labels.
 
         Returns:
-          Tensor of shape (examples,), float32 (float64 for a student of float64).
+          Tensor of shape (examples,), the mean over positions; float32 (float64 for a student of
+          float64).
+        """
+        import tensorflow as tf
+
+        losses = self.by_position(student, teacher, labels)
+        axes = list(range(1, len(losses.shape)))
+        return tf.reduce_mean(losses, axes) if axes else losses
+
+    def by_position(self, student: Any, teacher: Any, labels: Any = None) -> Any:
+        """The loss of each example, or of each of its positions where `call` keeps them apart.
+
+        Args:
+          student, teacher, labels: as `__call__` takes them.
+
+        Returns:
+          Tensor of shape (examples,) or (examples, positions…), of the dtype that `__call__` has.
         """
         import tensorflow as tf
 
@@ -48,7 +66,7 @@ class DistillationLoss(abc.ABC):
 
     @abc.abstractmethod
     def call(self, student: Any, teacher: Any, labels: Any) -> Any:
-        """As `__call__`, with both tensors in the dtype of the result."""
+        """As `by_position`, with both tensors in the dtype of the result."""
 
 
 class SoftTargets(DistillationLoss):
@@ -59,7 +77,7 @@ class SoftTargets(DistillationLoss):
     "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2.
 
     `activation="sigmoid"` takes each output as a class of its own (several labels at once, or a
-    single output): the divergences of yes or no are added up.
+    single output): the mean of the divergences of yes and no, as binary cross-entropy takes it.
 
     Args:
       temperature: T, above 0; 1 leaves probabilities as they are.
@@ -81,12 +99,13 @@ class SoftTargets(DistillationLoss):
         import tensorflow as tf
 
         student, teacher = student / self.temperature, teacher / self.temperature
-        if self.activation == "sigmoid":
-            # Yes and no as two classes with logits x and 0.
-            student, teacher = (
-                tf.stack([logits, tf.zeros_like(logits)], -1) for logits in (student, teacher)
-            )
-        return self.temperature**2 * _per_example(_divergence(teacher, student), tf.reduce_sum)
+        if self.activation == "softmax":
+            return self.temperature**2 * _divergence(teacher, student)
+        # Yes and no as two classes with logits x and 0.
+        student, teacher = (
+            tf.stack([logits, tf.zeros_like(logits)], -1) for logits in (student, teacher)
+        )
+        return self.temperature**2 * _mean_of_last(_divergence(teacher, student))
 
 
 class DecoupledTargets(DistillationLoss):
@@ -133,14 +152,16 @@ class DecoupledTargets(DistillationLoss):
         (sure, others), (student_sure, student_others) = parts(teacher), parts(student)
         loss = self.alpha * _divergence(sure, student_sure)
         loss += self.beta * _divergence(others, student_others)
-        return self.temperature**2 * _per_example(loss, tf.reduce_sum)
+        return self.temperature**2 * loss
 
 
 class SquaredError(DistillationLoss):
     """Mean squared difference of outputs, for regression."""
 
     def call(self, student: Any, teacher: Any, labels: Any) -> Any:  # noqa: D102
-        return _mean_square(student - teacher)
+        import tensorflow as tf
+
+        return _mean_of_last(tf.square(student - teacher))
 
 
 class FeatureHint(DistillationLoss):
@@ -154,7 +175,9 @@ class FeatureHint(DistillationLoss):
     of_features = True
 
     def call(self, student: Any, teacher: Any, labels: Any) -> Any:  # noqa: D102
-        return 0.5 * _mean_square(student - teacher)
+        import tensorflow as tf
+
+        return 0.5 * _mean_of_last(tf.square(student - teacher))
 
     @staticmethod
     def projection(keras: Any, student_shape: Any, teacher_shape: Any) -> Any:
@@ -268,15 +291,11 @@ def _divergence(target: Any, logits: Any) -> Any:
     return tf.reduce_sum(tf.exp(log_target) * (log_target - log_found), -1)
 
 
-def _per_example(values: Any, reduce: Any) -> Any:
-    axes = list(range(1, len(values.shape)))
-    return reduce(values, axes) if axes else values
-
-
-def _mean_square(difference: Any) -> Any:
+def _mean_of_last(values: Any) -> Any:
+    """The mean over the last axis; values of shape (examples,) stay as they are."""
     import tensorflow as tf
 
-    return _per_example(tf.square(difference), tf.reduce_mean)
+    return tf.reduce_mean(values, -1) if len(values.shape) > 1 else values
 
 
 def _huber(difference: Any) -> Any:

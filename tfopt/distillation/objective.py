@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tfopt.distillation import heads, reduction
 from tfopt.distillation import labels as labels_of
+from tfopt.distillation.heads import Heads
+from tfopt.distillation.kinds import VALUES, Made, kind_of
 from tfopt.distillation.losses import (
     DistillationLoss,
     FeatureHint,
@@ -17,14 +19,12 @@ from tfopt.distillation.losses import (
     SquaredError,
     logits_of,
 )
-from tfopt.distillation.taps import TappedModel, logits_under
+from tfopt.distillation.taps import TappedModel, activations_of, logits_under
 from tfopt.distillation.teacher import Taught, Teacher, activation_of
 from tfopt.errors import InputError, first_line
 from tfopt.train.layers import Layer, framework_of
 
 MAX_LOST_SHARE = 0.1  # of probabilities that were rounded to 0, under a temperature
-
-VALUES = "values"
 
 Targets = tuple[dict[str, Any], ...]  # of each teacher: "outputs" by name and "features" by pair
 
@@ -59,7 +59,10 @@ class Objective:
       pairs: of features.
 
     Attributes:
-      notes: what was found out about teachers and chosen for the outputs; after `prepare`.
+      heads: the student's outputs; after `prepare`, as all that follows.
+      is_of_classes: by output.
+      label_losses: names of the losses against labels, by output, as far as there are some.
+      notes: what was found out about teachers and chosen for the outputs.
       projections: layers to train with the student, by their place among the pairs.
     """
 
@@ -85,12 +88,15 @@ class Objective:
         self._given = losses
         self.student = TappedModel(student, [pair.student for pair in self.pairs])
         self._keras, self._name = framework_of(student), student.name
-        self._output_names = output_names(student)
+        self._layer_names = getattr(student, "output_names", None)
+        self._known = activations_of(student)
         self._losses: dict[str, DistillationLoss] = {}
         self._activations: dict[str, str] = {}
-        self._sizes: dict[str, int] = {}
         self._of_teachers: list[tuple[str, ...]] = []
+        self._places: list[dict[str, int]] = []  # of the student's outputs among each teacher's
+        self.heads: Heads | None = None
         self.is_of_classes: dict[str, bool] = {}
+        self.label_losses: dict[str, str] = {}
         self.projections: dict[int, Any] = {}
         self.notes: tuple[str, ...] = ()
 
@@ -104,12 +110,16 @@ class Objective:
         """Names of the teachers that are not TensorFlow all through."""
         return [teacher.name for teacher in self.teachers if not teacher.is_in_graph]
 
-    def prepare(self, inputs: Any, label_losses: Mapping[str, str]) -> None:
+    def by_name(self, outputs: Any) -> dict[str, Any]:
+        """The student's outputs by their names, in the order in which `tf.nest` flattens them."""
+        return heads.by_name(outputs, self._layer_names)
+
+    def prepare(self, inputs: Any, label_loss: Any) -> None:
         """Runs student and teachers on some examples and checks that they fit each other.
 
         Args:
           inputs: a batch as the student takes it.
-          label_losses: names of the losses against labels, by output, as far as there are some.
+          label_loss: what `compile` got as loss against labels, or None.
 
         Raises:
           InputError: when they do not, in a sentence.
@@ -118,22 +128,33 @@ class Objective:
 
         inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
         outputs, features = self._run_student(inputs)
-        found = dict(zip(self._output_names, tf.nest.flatten(outputs), strict=True))
-        self._activations = {name: _made_by(output) for name, output in found.items()}
-        self._sizes = {name: output.shape[-1] for name, output in found.items()}
+        found = self.by_name(outputs)
+        self.heads = Heads.of(outputs, self._layer_names)
+        self.label_losses = _loss_names(label_loss, self.heads.names)
+        made = {name: _made_by(output, self._known.get(name)) for name, output in found.items()}
+        self._activations = {name: each.activation for name, each in made.items()}
         of_teachers = [teacher.examine(inputs) for teacher in self.teachers]
         taught = [teacher(inputs) for teacher in self.teachers]
-        for teacher in self.teachers:
-            if teacher.num_outputs != len(found):
-                raise InputError(
-                    f"{teacher.name} has {teacher.num_outputs} outputs and the student "
-                    f"{len(found)} ({', '.join(found)}); expected as many, in the same order."
-                )
-        self._choose_losses(of_teachers, label_losses)
+        to_teach = self.heads
+        if isinstance(self._given, Mapping):
+            to_teach = self.heads.only(heads.given(self._given, self.heads.names, "losses"))
+        pairings = [
+            heads.pair(to_teach, said.heads, teacher.name, teacher.outputs)
+            for teacher, said in zip(self.teachers, taught, strict=True)
+        ]
+        self._places = [
+            {own: said.heads.names.index(other) for own, other in pairing.items()}
+            for pairing, said in zip(pairings, taught, strict=True)
+        ]
+        self._choose_losses(made, of_teachers)
         notes = []
-        for teacher, said, activations in zip(self.teachers, taught, of_teachers, strict=True):
+        for index, teacher in enumerate(self.teachers):
+            said, activations = taught[index], of_teachers[index]
             notes.append(f"{teacher.name} {_described(said, activations)}")
-            self._check_outputs(teacher, said, activations, found)
+            if any(own != other for own, other in pairings[index].items()) and len(found) > 1:
+                pairs = ", ".join(f"{own!r} by {other!r}" for own, other in pairings[index].items())
+                notes.append(f"{teacher.name} teaches the outputs {pairs}")
+            self._check_outputs(index, said, activations, found)
         for name, loss in self._losses.items():
             notes.append(f"Output {name!r} is taught by {type(loss).__name__}")
         self._of_teachers = of_teachers
@@ -149,9 +170,8 @@ class Objective:
             taught = teacher(inputs)
             logits = teacher.logits(taught, activations)
             outputs = {
-                name: logits[place] if self._losses[name].needs_logits else taught.outputs[place]
-                for place, name in enumerate(self._output_names)
-                if name in self._losses
+                name: (logits if loss.needs_logits else taught.outputs)[self._places[index][name]]
+                for name, loss in self._losses.items()
             }
             features = {
                 str(place): taught.features[pair.teacher]
@@ -161,48 +181,65 @@ class Objective:
             found.append({"outputs": outputs, "features": features})
         return tuple(found)
 
-    def of_outputs(self, outputs: Any, targets: Targets, labels: Mapping[str, Any]) -> Any:
+    def of_outputs(
+        self,
+        outputs: Any,
+        targets: Targets,
+        labels: Mapping[str, Any],
+        counted: Mapping[str, Any],
+    ) -> dict[str, Any]:
         """The mean over the teachers of what outputs lose, by their weights.
 
         Args:
           outputs: the student's, of a run that has just ended.
           targets: as `ask` returned them.
           labels: by output, as far as there are some.
+          counted: by output, of shape (examples, positions…), bool: positions that are no padding;
+            where an output has none, all count.
 
         Returns:
-          Losses of shape (examples,), by output.
+          Losses of shape (examples,) or (examples, positions…), by output.
         """
         import tensorflow as tf
 
         total = sum(teacher.weight for teacher in self.teachers)
-        by_name = dict(zip(self._output_names, tf.nest.flatten(outputs), strict=True))
-        found = {}
+        by_name, found = self.by_name(outputs), {}
         for name, loss in self._losses.items():
-            made = by_name[name]
+            made, mask = by_name[name], counted.get(name)
             if loss.needs_logits:
                 made = _logits(made, self._activations[name])
             truth = labels.get(name)
             if truth is not None:
-                truth = labels_of.classes(truth, made.shape[-1])
+                truth = labels_of.classes(truth, made.shape)
+            made = reduction.without_padding(made, mask)
             found[name] = tf.add_n(
                 [
-                    (teacher.weight / total) * loss(made, said["outputs"][name], truth)
+                    (teacher.weight / total)
+                    * loss.by_position(
+                        made, reduction.without_padding(said["outputs"][name], mask), truth
+                    )
                     for teacher, said in zip(self.teachers, targets, strict=True)
                 ]
             )
         return found
 
-    def of_features(self, features: Mapping[str, Any], targets: Targets) -> Any | None:
-        """What features lose, weighted and added up, of shape (examples,); None without pairs."""
-        import tensorflow as tf
+    def of_features(self, features: Mapping[str, Any], targets: Targets) -> list[tuple[Any, Any]]:
+        """What the features of each pair lose, weighted, and which positions of them count.
 
+        Returns:
+          Losses of shape (examples,) or (examples, positions…), and Keras's masks of the student's
+          features, or None.
+        """
         found = []
         for place, pair in enumerate(self.pairs):
             made = features[pair.student]
+            mask = reduction.mask_of(made)
             if place in self.projections:
                 made = self.projections[place](made)
-            found.append(pair.weight * pair.loss(made, targets[pair.of]["features"][str(place)]))
-        return tf.add_n(found) if found else None
+            given = reduction.without_padding(targets[pair.of]["features"][str(place)], mask)
+            losses = pair.loss.by_position(reduction.without_padding(made, mask), given)
+            found.append((pair.weight * losses, mask))
+        return found
 
     def _check_pairs(self) -> None:
         for pair in self.pairs:
@@ -235,29 +272,26 @@ class Objective:
             ) from error
 
     def _choose_losses(
-        self, of_teachers: Sequence[tuple[str, ...]], label_losses: Mapping[str, str]
+        self, made: Mapping[str, Made], of_teachers: Sequence[tuple[str, ...]]
     ) -> None:
-        given, names = self._given, self._output_names
-        if isinstance(given, Mapping):
-            for name in given:
-                if name not in names:
-                    near = difflib.get_close_matches(name, names, 3, 0.3) or names
-                    raise InputError(
-                        f"The student has no output {name!r}; expected one of {', '.join(near)}."
-                    )
+        given = self._given
         kinds = {
-            name: _kind(
-                [self._activations[name], *(found[place] for found in of_teachers)],
-                label_losses.get(name),
-                self._sizes[name],
+            name: kind_of(
+                each,
+                [
+                    found[places[name]]
+                    for found, places in zip(of_teachers, self._places, strict=True)
+                    if name in places
+                ],
+                self.label_losses.get(name),
             )
-            for place, name in enumerate(names)
+            for name, each in made.items()
         }
         self.is_of_classes = {name: kind != VALUES for name, kind in kinds.items()}
         if isinstance(given, Mapping):
-            self._losses = dict(given)
+            self._losses = heads.given(given, list(made), "losses")
         elif given is not None:
-            self._losses = dict.fromkeys(names, given)
+            self._losses = dict.fromkeys(made, given)
         else:
             self._losses = {
                 name: SquaredError()
@@ -267,16 +301,12 @@ class Objective:
             }
 
     def _check_outputs(
-        self,
-        teacher: Teacher,
-        taught: Taught,
-        activations: Sequence[str],
-        made: Mapping[str, Any],
+        self, index: int, taught: Taught, of_teacher: Sequence[str], made: Mapping[str, Any]
     ) -> None:
-        for place, name in enumerate(self._output_names):
-            loss = self._losses.get(name)
-            if loss is None:
-                continue
+        teacher = self.teachers[index]
+        for name, loss in self._losses.items():
+            place = self._places[index][name]
+            activation = of_teacher[place]
             mine, theirs = made[name].shape, taught.outputs[place].shape
             if loss.needs_logits and mine[-1] != theirs[-1]:
                 raise InputError(
@@ -289,7 +319,7 @@ class Objective:
                     f"Output {name!r} of the student has shape {tuple(mine[1:])} and that of "
                     f"{teacher.name} {tuple(theirs[1:])}; expected the same."
                 )
-            is_told = taught.logits[place] is not None or activations[place] == "linear"
+            is_told = taught.logits[place] is not None or activation == "linear"
             temperature = getattr(loss, "temperature", 1.0)
             if loss.needs_logits and not is_told and temperature != 1.0:
                 lost = float((np.asarray(taught.outputs[place], np.float32) == 0).mean())
@@ -341,20 +371,24 @@ class Objective:
         )
 
 
-def output_names(model: Layer) -> list[str]:
-    """Names of a model's outputs, in their order; numbers where it has no names."""
-    names = getattr(model, "output_names", None)
-    if names:
-        return list(names)
-    return [f"output_{place}" for place in range(len(getattr(model, "outputs", None) or [None]))]
+def _loss_names(loss: Any, outputs: Sequence[str]) -> dict[str, str]:
+    """Names of what `compile` got as losses, by output."""
+    is_one = not isinstance(loss, (Mapping, list, tuple))
+    by_name = dict.fromkeys(outputs, loss) if is_one else heads.given(loss, outputs, "losses")
+    return {
+        name: str(getattr(each, "name", None) or getattr(each, "__name__", each))
+        for name, each in by_name.items()
+        if each is not None
+    }
 
 
-def _made_by(output: Any) -> str:
-    """The activation of an output of a model that has just run."""
+def _made_by(output: Any, known: str | None) -> Made:
+    """What made an output of a model that has just run: its layer tells, else its values."""
     values = np.asarray(output, np.float32)
-    if logits_under(output) is not None:
-        return "softmax" if activation_of(values) == "softmax" else "sigmoid"
-    return activation_of(values)
+    found = known or activation_of(values)
+    if known is None and logits_under(output) is not None:
+        return Made("softmax" if found == "softmax" else "sigmoid", True, values.shape[-1])
+    return Made(found, known is not None, values.shape[-1])
 
 
 def _logits(output: Any, activation: str) -> Any:
@@ -368,22 +402,6 @@ def _logits(output: Any, activation: str) -> Any:
         return found
     dtype = output.dtype if output.dtype == tf.float64 else tf.float32
     return logits_of(tf.cast(output, dtype), activation)
-
-
-def _kind(activations: Sequence[str], label_loss: str | None, size: int) -> str:
-    """`softmax` or `sigmoid` for classes, `values` for everything else.
-
-    Linear outputs of which no loss against labels tells are taken for logits if there are several.
-    """
-    if label_loss is not None:
-        name = label_loss.lower().replace("_", "")
-        if "binary" in name:
-            return "sigmoid"
-        return "softmax" if "crossentropy" in name or "kldiv" in name else VALUES
-    known = [activation for activation in activations if activation != "linear"]
-    if known:
-        return known[0]
-    return "softmax" if size > 1 else VALUES
 
 
 def _described(taught: Taught, activations: Sequence[str]) -> str:

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tfopt.distillation.heads import by_name
 from tfopt.errors import InputError
-from tfopt.train.layers import Layer, framework_of, walk
+from tfopt.train.layers import Layer, framework_of, layer_behind, walk
 
 NUM_NEAR = 3
 
@@ -125,6 +126,34 @@ def logits_under(outputs: Any) -> Any | None:
       outputs: tensor that a model has just returned.
     """
     return getattr(outputs, "_keras_logits", None)
+
+
+def activations_of(model: Layer) -> dict[str, str]:
+    """What makes the outputs of a functional or sequential model, as far as their layers tell.
+
+    Returns:
+      `softmax`, `sigmoid` or `linear` by the name of the output, for those that are known.
+    """
+    structure = getattr(model, "_outputs_struct", None)  # Keras 3
+    if structure is None:
+        structure = getattr(model, "_nested_outputs", None)  # tf_keras
+    if structure is None and type(model).__name__ == "Sequential":
+        structure = model.outputs
+    if structure is None:
+        return {}
+    names = getattr(model, "output_names", None)
+    found = {}
+    for name, tensor in by_name(structure, names).items():
+        layer = layer_behind(tensor)
+        is_computed = type(layer).__name__.startswith(("Dense", "EinsumDense", "Conv"))
+        activation = getattr(getattr(layer, "activation", None), "__name__", None)
+        if type(layer).__name__ == "Softmax":
+            activation = "softmax"
+        elif not is_computed and type(layer).__name__ != "Activation":
+            activation = None
+        if activation in ("softmax", "sigmoid") or (activation == "linear" and is_computed):
+            found[name] = activation
+    return found
 
 
 def _only(name: str, found: Sequence[Any]) -> Any:

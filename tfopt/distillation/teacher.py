@@ -13,8 +13,9 @@ import numpy as np
 
 from tfopt import runtimes, saved_model, source
 from tfopt.artifact import Artifact
+from tfopt.distillation.heads import Heads, by_name
 from tfopt.distillation.losses import logits_of
-from tfopt.distillation.taps import TappedModel, logits_under
+from tfopt.distillation.taps import TappedModel, activations_of, logits_under
 from tfopt.errors import InputError, first_line
 from tfopt.graph import SIGNATURE_KEY, describe_function, missing_signature
 from tfopt.keras_files import load_keras_file
@@ -36,11 +37,13 @@ class Taught:
       logits: for each output, those that softmax or sigmoid made it of; None where the model does
         not tell.
       features: what the tapped layers made, by name.
+      heads: names of the outputs.
     """
 
     outputs: tuple[Any, ...]
     logits: tuple[Any | None, ...]
     features: dict[str, Any]
+    heads: Heads
 
 
 class Teacher:
@@ -62,10 +65,12 @@ class Teacher:
         `preprocessing`; by default what the model itself insists on.
       features: layers of a Keras model to tap, by path.
       signature: which signature of a SavedModel.
+      outputs: which of its outputs teaches which of the student's, by the names of the student's;
+        needed only where neither names nor shapes tell.
 
     Attributes:
       name: of the model, for messages.
-      num_outputs: of the model.
+      outputs: as given.
       is_in_graph: whether it is TensorFlow all through, so that XLA can compile it.
 
     Raises:
@@ -81,6 +86,7 @@ class Teacher:
         input_size: tuple[int, int] | None = None,
         features: Sequence[str] = (),
         signature: str = SIGNATURE_KEY,
+        outputs: Mapping[str, str] | None = None,
     ):
         if not 0 < weight < float("inf"):
             raise InputError(
@@ -91,8 +97,8 @@ class Teacher:
         self._features = tuple(features)
         self._preprocessing = preprocessing
         self._size = _image_size(self._model.shape) if input_size is None else input_size
-        self.num_outputs, self.is_in_graph = self._model.num_outputs, self._model.is_in_graph
-        self.name = self._model.name
+        self.name, self.is_in_graph = self._model.name, self._model.is_in_graph
+        self.outputs = dict(outputs or {})
 
     def tap(self, features: Sequence[str]) -> None:
         """Taps these layers, too.
@@ -127,11 +133,14 @@ class Teacher:
         inputs = self._resized(inputs)
         if self._preprocessing is not None:
             inputs = self._preprocessing(inputs)
-        outputs, logits, features = self._model.run(inputs)
+        made, features = self._model.run(inputs)
+        by_head = by_name(made, self._model.layer_names)
+        logits = [logits_under(output) for output in by_head.values()]
         return Taught(
-            tuple(tf.stop_gradient(output) for output in outputs),
+            tuple(tf.stop_gradient(output) for output in by_head.values()),
             tuple(None if found is None else tf.stop_gradient(found) for found in logits),
             {name: tf.stop_gradient(found) for name, found in features.items()},
+            Heads.of(made, self._model.layer_names),
         )
 
     def examine(self, inputs: Any) -> tuple[str, ...]:
@@ -155,16 +164,17 @@ class Teacher:
                 f"{self._model.name} cannot run on the student's examples: {first_line(error)}; "
                 "give Teacher a preprocessing that makes its inputs of them."
             ) from error
+        known = self._model.activations
         found = []
-        for index, output in enumerate(taught.outputs):
+        for name, output in zip(taught.heads.names, taught.outputs, strict=True):
             values = np.asarray(output, np.float32)
             if not np.isfinite(values).all():
                 raise InputError(
-                    f"Output {index} of {self._model.name} is not finite in "
+                    f"Output {name!r} of {self._model.name} is not finite in "
                     f"{1 - np.isfinite(values).mean():.1%} of its values; look at its "
                     "preprocessing and its weights."
                 )
-            found.append(activation_of(values))
+            found.append(known.get(name) or activation_of(values))
         return tuple(found)
 
     def logits(self, taught: Taught, activations: Sequence[str]) -> tuple[Any, ...]:
@@ -200,15 +210,16 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """A loaded model; `run` returns outputs, logits and features, as `Taught` has them."""
+    """A loaded model; `run` returns outputs in their structure, and features by name."""
 
     name: str
     shape: tuple[int | None, ...] | None  # of its only input
-    num_outputs: int
     is_in_graph: bool
-    run: Callable[[Any], tuple[Sequence[Any], Sequence[Any], dict[str, Any]]]
+    run: Callable[[Any], tuple[Any, dict[str, Any]]]
     sha256: Callable[[], str]
     keras: Any = None  # the model, if it is Keras's
+    layer_names: Sequence[str] | None = None  # `output_names`, if it is Keras's
+    activations: Mapping[str, str] = dataclasses.field(default_factory=dict)  # if layers tell
 
 
 def _open(model: Any, features: Sequence[str], signature: str) -> _Model:
@@ -253,16 +264,21 @@ def _keras(model: Any, features: Sequence[str]) -> _Model:
     check_built(model)
     tapped = TappedModel(model, features)
 
-    def run(inputs: Any) -> tuple[Sequence[Any], Sequence[Any], dict[str, Any]]:
-        outputs, made = tapped(inputs, training=False)
-        flat = tf.nest.flatten(outputs)
-        return flat, [logits_under(output) for output in flat], made
+    def run(inputs: Any) -> tuple[Any, dict[str, Any]]:
+        return tapped(inputs, training=False)
 
     inputs = tf.nest.flatten(getattr(model, "inputs", None) or [])
     shape = tuple(inputs[0].shape) if len(inputs) == 1 else None
-    num_outputs = len(tf.nest.flatten(getattr(model, "outputs", None) or [None]))
-    name = f"Model {model.name!r}"
-    return _Model(name, shape, num_outputs, True, run, lambda: _hash(model), model)
+    return _Model(
+        f"Model {model.name!r}",
+        shape,
+        True,
+        run,
+        lambda: _hash(model),
+        model,
+        getattr(model, "output_names", None),
+        activations_of(model),
+    )
 
 
 def _hash(model: Any) -> str:
@@ -280,14 +296,12 @@ def _saved_model(folder: Path, key: str) -> _Model:
     loaded = saved_model.load(folder)
     signature = describe_function(loaded.signatures[key], key)
 
-    def run(inputs: Any) -> tuple[Sequence[Any], Sequence[Any], dict[str, Any]]:
+    def run(inputs: Any) -> tuple[Any, dict[str, Any]]:
         # Through `loaded`, which holds the variables.
-        made = loaded.signatures[key](**_by_name(inputs, signature, folder.name))
-        outputs = [made[name] for name in signature.output_names]
-        return outputs, [None] * len(outputs), {}
+        return dict(loaded.signatures[key](**_by_name(inputs, signature, folder.name))), {}
 
     sha256 = functools.partial(source.hash_files, folder)
-    return _Model(folder.name, _only_shape(signature), len(signature.outputs), True, run, sha256)
+    return _Model(folder.name, _only_shape(signature), True, run, sha256)
 
 
 def _session(session: Session) -> _Model:
@@ -302,7 +316,7 @@ def _session(session: Session) -> _Model:
         made = _in_batches(session, dict(zip(signature.input_names, arrays, strict=True)))
         return [made[spec.name].astype(spec.dtype, copy=False) for spec in signature.outputs]
 
-    def run(inputs: Any) -> tuple[Sequence[Any], Sequence[Any], dict[str, Any]]:
+    def run(inputs: Any) -> tuple[Any, dict[str, Any]]:
         given = _by_name(inputs, signature, name)
         outputs = tf.numpy_function(
             run_here,
@@ -314,10 +328,10 @@ def _session(session: Session) -> _Model:
         for output, spec in zip(outputs, signature.outputs, strict=True):
             if spec.shape is not None:
                 output.set_shape((None, *spec.shape[1:]))
-        return outputs, [None] * len(outputs), {}
+        return dict(zip(signature.output_names, outputs, strict=True)), {}
 
     sha256 = functools.partial(source.hash_files, session.artifact.folder)
-    return _Model(name, _only_shape(signature), len(signature.outputs), False, run, sha256)
+    return _Model(name, _only_shape(signature), False, run, sha256)
 
 
 def _in_batches(session: Session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfopt.distillation import labels as labels_of
+from tfopt.distillation.reduction import along
 from tfopt.errors import InputError
 
 
@@ -97,7 +98,7 @@ class Mixup(View):
         def mixed(values: Any) -> Any:
             dtype = values.dtype if values.dtype.is_floating else tf.float32
             values = tf.cast(values, dtype)
-            own = labels_of.along(tf.cast(shares, dtype), values.shape.rank)
+            own = along(tf.cast(shares, dtype), values.shape.rank)
             return own * values + (1 - own) * values[::-1]
 
         def mixed_label(values: Any) -> Any:

@@ -1,29 +1,38 @@
-"""Accuracy by a metric, and what is lost against the model as saved; every example is kept apart.
-
-Scores are stored example by example, so that a variant is compared with the baseline pair by pair
-(`accuracy_drop`), which tells far smaller differences than two separate means.
-"""
+"""What a model's outputs are worth: by a metric for each output, or against the model as saved."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfopt.errors import InputError
-from tfopt.examples import Arrays, Examples, ExampleWriter
-from tfopt.measure import statistics
-from tfopt.measure.fidelity import DETECTIONS, Comparer, Fidelity, Reference, Sample
-from tfopt.measure.metrics import AGREEMENT, Metric, find_metric
-from tfopt.measure.outputs import QUESTIONS, Kind
+from tfopt.examples import Arrays, Examples, ExampleWriter, labels_for
+from tfopt.measure import choosing, scores, statistics
+from tfopt.measure.fidelity import (
+    DETECTIONS,
+    SAMPLE_EXAMPLES,
+    Comparer,
+    Fidelity,
+    Reference,
+    Sample,
+)
+from tfopt.measure.metric_names import find_metric
+from tfopt.measure.metrics import AGREEMENT
+from tfopt.measure.outputs import QUESTIONS, Kind, infer_kind
+from tfopt.measure.scores import ALL_OUTPUTS, Collector, Scores
 from tfopt.runtimes.base import Session
+from tfopt.signature import Signature
 
 REFERENCE_BYTES = 1 << 30  # outputs of the reference that are kept to compare tensors with
+BATCH_SIZE = 64  # of what is read without running a model, or on a sample only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,110 +40,166 @@ class Evaluation:
     """The outcome of running a model over the evaluation examples.
 
     Attributes:
-      metric: its name.
-      higher_is_better: which way the metric points.
-      level: of the metric; see `Metric`.
-      scores: one an example (for set-level metrics the one number).
-      labels: kept for rankings and set-level metrics only.
+      scores: of each output with a metric, by name (or `ALL_OUTPUTS`); empty without labels.
       lost: of each output, what each example that was compared with the reference lost; see
         `tfopt.measure.outputs.lost`. A detector's outputs are also compared together, as
         `DETECTIONS`. Empty for the reference itself.
-      outputs: everything that a set-level metric looks at; empty otherwise.
       fidelity: of each output with numbers, by name; empty for the reference itself.
     """
 
-    metric: str
-    higher_is_better: bool
-    level: str
-    scores: np.ndarray
-    labels: np.ndarray
+    scores: dict[str, Scores] = dataclasses.field(default_factory=dict)
     lost: Arrays = dataclasses.field(default_factory=dict)
-    outputs: Arrays = dataclasses.field(default_factory=dict)
     fidelity: dict[str, Fidelity] = dataclasses.field(default_factory=dict)
 
     @property
-    def accuracy(self) -> float | None:
-        """The metric's value; None without labels."""
-        if self.metric == AGREEMENT:
-            return None
-        if self.level == "ranking":
-            return statistics.auc(self.labels, self.scores)
-        return float(self.scores.mean())
+    def values(self) -> dict[str, float]:
+        """The value of the metric of each output."""
+        return {name: found.value for name, found in self.scores.items()}
 
     def save(self, path: Path) -> None:
         """Writes an .npz file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        nested = ("lost", "outputs", "fidelity")
-        values: dict[str, Any] = {
-            k: np.asarray(v) for k, v in vars(self).items() if k not in nested
-        }
-        values.update({f"output:{name}": value for name, value in self.outputs.items()})
-        values.update({f"lost:{name}": value for name, value in self.lost.items()})
+        values: dict[str, Any] = {f"lost:{name}": value for name, value in self.lost.items()}
         for name, found in self.fidelity.items():
             values[f"fidelity:{name}"] = np.array(json.dumps(dataclasses.asdict(found)))
-        # Text is kept as bytes: objects would be pickled.
-        values = {k: v.astype(bytes) if v.dtype.kind == "O" else v for k, v in values.items()}
+        for name, of_output in self.scores.items():
+            values |= {f"{key}:{name}": array for key, array in of_output.to_arrays().items()}
         np.savez_compressed(path, **values)
 
     @classmethod
     def open(cls, path: Path) -> Evaluation:
         """Reads what `save` wrote."""
+        found: dict[str, dict[str, np.ndarray]] = {}
         with np.load(path) as file:
-            values = {name: file[name] for name in file.files}
-        values = {k: v.astype(object) if v.dtype.kind == "S" else v for k, v in values.items()}
+            for key in file.files:
+                kind, _, name = key.partition(":")
+                found.setdefault(kind, {})[name] = file[key]
+        lost, fidelity = found.pop("lost", {}), found.pop("fidelity", {})
+        return cls(
+            {
+                name: Scores.from_arrays({key: arrays[name] for key, arrays in found.items()})
+                for name in found.get("about", {})
+            },
+            lost,
+            {name: Fidelity(**json.loads(str(value))) for name, value in fidelity.items()},
+        )
 
-        def nested(prefix: str) -> dict[str, np.ndarray]:
-            names = [name for name in values if name.startswith(prefix)]
-            return {name.removeprefix(prefix): values.pop(name) for name in names}
 
-        outputs = nested("output:")
-        lost = nested("lost:")
-        fidelity = {k: Fidelity(**json.loads(str(v))) for k, v in nested("fidelity:").items()}
-        for name in ("metric", "level", "higher_is_better"):
-            values[name] = values[name].item()
-        return cls(**values, lost=lost, outputs=outputs, fidelity=fidelity)
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """How much worse a candidate is in one output.
+
+    Attributes:
+      output: its name; empty where the model has one only, or no labels.
+      metric: its name, or `agreement`.
+      interval: of the drop in the metric's units, with one-sided 95 % bounds.
+      unit: what a drop of 1 means in a budget: 1 for scores, the scale of errors; see
+        `Scores.unit`.
+      is_error: whether the budget is a share of that scale.
+      is_own_error: whether that scale is the error of the model as saved.
+      num_examples: that it was measured on.
+    """
+
+    output: str
+    metric: str
+    interval: statistics.Interval
+    unit: float = 1.0
+    is_error: bool = False
+    is_own_error: bool = False
+    num_examples: int = 0
+
+    @property
+    def shares(self) -> statistics.Interval:
+        """The interval in units of the budget."""
+        if self.unit > 0:
+            found = self.interval
+            return statistics.Interval(
+                found.estimate / self.unit, found.low / self.unit, found.high / self.unit
+            )
+        # An error of 0 that stays 0 lost nothing; any other lost everything.
+        return statistics.Interval(
+            *(0.0 if bound == 0 else math.copysign(math.inf, bound)
+              for bound in dataclasses.astuple(self.interval))
+        )  # fmt: skip
 
 
-def accuracy_drop(baseline: Evaluation, candidate: Evaluation) -> statistics.Interval:
-    """How much worse the candidate is, in absolute points, with one-sided 95 % bounds.
+def accuracy_drops(baseline: Evaluation, candidate: Evaluation) -> list[Drop]:
+    """How much worse a candidate is in each output, the worst first.
 
-    0/1 scores get Tango's score interval, AUC DeLong's, everything else a paired bootstrap.
     Without labels the drop is what the answers lost against those of the model as saved, of the
     output that lost most; see `tfopt.measure.outputs.QUESTIONS`.
     """
-    if candidate.metric == AGREEMENT:
-        return _lost(candidate.lost[most_lost(candidate)])
-    if candidate.level == "ranking":
-        num_positive = np.count_nonzero(candidate.labels)
-        if min(num_positive, len(candidate.labels) - num_positive) < 2:
-            return _boundless(
-                statistics.auc(candidate.labels, baseline.scores)
-                - statistics.auc(candidate.labels, candidate.scores)
-            )
-        return statistics.paired_auc_bound(candidate.labels, baseline.scores, candidate.scores)
-    sign = 1.0 if candidate.higher_is_better else -1.0
-    before, after = sign * baseline.scores, sign * candidate.scores
-    if len(candidate.labels if candidate.level == "set" else candidate.scores) < 2:
-        return _boundless(float(before.mean() - after.mean()))
-    if candidate.level == "set":
-        score = find_metric(candidate.metric).score
+    if not candidate.scores:
+        lost = candidate.lost[most_lost(candidate)]
+        return [Drop("", AGREEMENT, _lost(lost), num_examples=len(lost))]
+    is_only = len(candidate.scores) == 1
+    drops = [
+        Drop(
+            "" if is_only else name,
+            found.metric,
+            scores.drop(baseline.scores[name], found),
+            baseline.scores[name].unit,
+            baseline.scores[name].has_scale,
+            not baseline.scores[name].constant_error > 0,
+            found.num_examples,
+        )
+        for name, found in candidate.scores.items()
+    ]
+    return sorted(drops, key=lambda drop: drop.shares.high, reverse=True)
 
-        def drop(indices: np.ndarray) -> float:
-            before, after = (
-                float(score(_given(_take(e.outputs, indices)), e.labels[indices]))
-                for e in (baseline, candidate)
-            )
-            return sign * (before - after)
 
+def choose_metrics(
+    session: Session, examples: Examples, output_names: Sequence[str]
+) -> dict[str, str]:
+    """The metric of each output that fits its labels and what the model returns.
+
+    Args:
+      session: the model as saved.
+      examples: all labels are looked at, and the model is run on some examples.
+      output_names: which outputs.
+
+    Raises:
+      InputError: when the labels of one cannot be compared with it.
+    """
+    size = session.signature.batch_size or 1
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in output_names}
+    for inputs, _, count in examples.batches(session.signature, size, limit=SAMPLE_EXAMPLES):
+        outputs = session.run(inputs)
+        for name, found in kept.items():
+            value = outputs[name]
+            rows = value[None] if not value.ndim or len(value) != size else value[:count]
+            if not found or rows.shape[1:] == found[0].shape[1:]:
+                found.append(rows)
+    chosen = {}
+    for name, parts in kept.items():
+        sample = np.concatenate(parts)
+        summary = choosing.summarize(_labels(examples, session.signature, name))
         try:
-            return statistics.bootstrap_bound(drop, len(candidate.labels))
-        except ValueError as error:
-            raise InputError(f"Metric {candidate.metric!r} has no interval: {error}") from error
-    if np.isin(baseline.scores, (0, 1)).all() and np.isin(candidate.scores, (0, 1)).all():
-        # What is lost when 0 is better is what is gained when 1 is.
-        before, after = (before, after) if candidate.higher_is_better else (1 + before, 1 + after)
-        return statistics.paired_proportion_bound(before, after)
-    return statistics.paired_mean_bound(before - after)
+            chosen[name] = choosing.choose_metric(sample, infer_kind(sample), summary)
+        except InputError as error:
+            start = "" if len(output_names) == 1 else f"Output {name!r}: "
+            raise InputError(f"{start}{error}") from error
+    return chosen
+
+
+def _labels(examples: Examples, signature: Signature, output: str) -> Iterator[np.ndarray]:
+    """Labels of one output, batch by batch."""
+    only_labels = dataclasses.replace(signature, inputs=())
+    for _, labels, _ in examples.batches(only_labels, BATCH_SIZE):
+        if (found := labels_for(labels, output)) is not None:
+            yield found
+
+
+def _collectors(
+    metrics: Mapping[str, str], examples: Examples, signature: Signature, is_reference: bool
+) -> dict[str, Collector]:
+    collectors = {}
+    for name, text in metrics.items():
+        metric, mean = find_metric(text), None
+        if metric.is_unbounded and is_reference and name != ALL_OUTPUTS:
+            mean = scores.mean_label(_labels(examples, signature, name))
+        collectors[name] = Collector(metric, name, mean, is_reference)
+    return collectors
 
 
 def most_lost(evaluation: Evaluation) -> str:
@@ -152,31 +217,18 @@ def question(evaluation: Evaluation) -> str:
 
 def _lost(lost: np.ndarray) -> statistics.Interval:
     if len(lost) < 2:
-        return _boundless(float(lost.mean()))
+        return scores.boundless(float(lost.mean()))
     if np.isin(lost, (0, 1)).all():
         return statistics.paired_proportion_bound(np.ones_like(lost), 1 - lost)
     return statistics.paired_mean_bound(lost)
-
-
-def answers(evaluation: Evaluation) -> np.ndarray | None:
-    """Right or wrong for each example, or None when the metric says something else."""
-    scores = evaluation.scores
-    if evaluation.level != "example" or not evaluation.higher_is_better or not len(scores):
-        return None
-    return scores.astype(bool) if np.isin(scores, (0, 1)).all() else None
-
-
-def _boundless(lost: float) -> statistics.Interval:
-    """One example tells nothing about others: whatever was seen, it could be anything."""
-    return statistics.Interval(lost, -math.inf, math.inf)
 
 
 def evaluate(
     session: Session,
     examples: Examples,
     *,
-    metric_name: str,
-    output_name: str | None,
+    metrics: Mapping[str, str],
+    output_name: str | None = None,
     batch_size: int,
     reference: Reference | None,
     write_reference: Path | None = None,
@@ -189,26 +241,27 @@ def evaluate(
     Args:
       session: the model.
       examples: inputs and labels.
-      metric_name: as `find_metric` takes it, or `agreement`.
-      output_name: the output that the metric looks at; for `agreement` None is all of them.
+      metrics: names as `find_metric` takes them, by output; empty without labels.
+      output_name: the output that is asked about without labels; None is all of them.
       batch_size: examples in each run; the session's own where it insists on one.
       reference: the outputs of the model as saved; None for that model itself.
-      write_reference: where its outputs go.
+      write_reference: where its outputs go, as many as are kept.
 
     Raises:
       InputError: when the metric and the labels do not fit.
+      ConversionError: when the metric of a variant is not a number.
     """
     whole = set() if reference is None else reference.whole
     while True:
         try:
             return _evaluate(
-                session, examples, metric_name, output_name,
-                1 if whole else batch_size, reference, write_reference, whole,
+                session, examples, metrics, output_name, 1 if whole else batch_size,
+                reference, write_reference, whole,
             )  # fmt: skip
         except _WholeOutputError as found:
             whole |= found.names
             if write_reference is not None:
-                shutil.rmtree(write_reference)
+                shutil.rmtree(write_reference, ignore_errors=True)
 
 
 class _WholeOutputError(Exception):
@@ -222,43 +275,37 @@ class _WholeOutputError(Exception):
 def _evaluate(
     session: Session,
     examples: Examples,
-    metric_name: str,
+    metrics: Mapping[str, str],
     output_name: str | None,
     batch_size: int,
     reference: Reference | None,
     write_reference: Path | None,
     whole: set[str],
 ) -> Evaluation:
-    found = Metric(AGREEMENT, lambda o, y: None) if metric_name == AGREEMENT else None
-    found = found or find_metric(metric_name)
     compare = None if reference is None else Comparer(reference)
-    collect = _Collect(found)
+    collectors = _collectors(metrics, examples, session.signature, reference is None)
     size = session.signature.batch_size or batch_size
-    writer = None if write_reference is None else ExampleWriter(write_reference)
     sample, written = Sample(), 0
-    for inputs, labels, count in examples.batches(session.signature, size):
-        outputs = _by_example(session.run(inputs), size, count, whole, reference is None)
-        if compare is not None:
-            compare.add(outputs)
-        if writer is not None and written < REFERENCE_BYTES:
-            sample.add(outputs)
-            writer.append(outputs)
-            written += sum(value.nbytes for value in outputs.values())
-        if output_name is not None:
-            collect.add(outputs[output_name], outputs, labels)
-    if writer is not None and write_reference is not None:
-        writer.__exit__()
-        is_class = metric_name in ("top1", "top5")
-        sample.save(write_reference, whole, output_name if is_class else None)
-    scores, kept_labels, kept_outputs = collect.finish()
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if write_reference is not None:
+            writer = stack.enter_context(ExampleWriter(write_reference))
+        for inputs, labels, count in examples.batches(session.signature, size):
+            outputs = _by_example(session.run(inputs), size, count, whole, reference is None)
+            if compare is not None:
+                compare.add(outputs)
+            if writer is not None and written < REFERENCE_BYTES:
+                sample.add(outputs)
+                writer.append(outputs)
+                written += sum(value.nbytes for value in outputs.values())
+            for collector in collectors.values():
+                collector.add(outputs, labels)
+    if write_reference is not None:
+        of_classes = [name for name, text in metrics.items() if choosing.is_of_classes(text)]
+        sample.save(write_reference, whole, of_classes)
     return Evaluation(
-        found.name,
-        found.higher_is_better,
-        collect.level,
-        scores,
-        kept_labels,
+        {name: collector.finish() for name, collector in collectors.items()},
         {} if compare is None else _asked(compare, output_name),
-        kept_outputs,
         {} if compare is None else compare.fidelity(),
     )
 
@@ -293,70 +340,3 @@ def _by_example(
         else value[:count]
         for name, value in outputs.items()
     }
-
-
-def _given(outputs: Arrays) -> Any:
-    """What a custom metric gets: the array, or the dict where the model has several outputs."""
-    return outputs if len(outputs) > 1 else next(iter(outputs.values()))
-
-
-def _take(outputs: Arrays, indices: np.ndarray) -> Arrays:
-    return {name: value[indices] for name, value in outputs.items()}
-
-
-class _Collect:
-    """Gathers the scores of all batches."""
-
-    def __init__(self, found: Metric):
-        self.level = found.level
-        self._is_custom = found.level == "custom"
-        self._metric = found
-        self._scores: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
-        self._outputs: list[Any] = []
-
-    def add(self, output: np.ndarray, outputs: Arrays, labels: np.ndarray | None) -> None:
-        if self._metric.name == AGREEMENT:
-            return
-        if labels is None:
-            raise InputError(
-                f"Metric {self._metric.name!r} needs labels and the data has none; add an array "
-                "'y', or leave --metric out to compare with the baseline's own outputs."
-            )
-        scores: Any = None
-        if self.level != "set":
-            given = _given(outputs) if self._is_custom else output
-            try:
-                scores = np.asarray(self._metric.score(given, labels), np.float64)
-            except Exception:
-                if self.level != "custom":
-                    raise
-                # One of a set may have no value on a part of it; on all of it, `finish` asks again.
-                scores = np.asarray(math.nan)
-            if self.level == "custom":
-                self.level = "set" if scores.ndim == 0 else "example"
-        if self.level == "set":
-            self._outputs.append(outputs)
-        elif scores.shape != (len(labels),):
-            raise InputError(
-                f"Metric {self._metric.name!r} returned shape {scores.shape} for "
-                f"{len(labels)} examples; it must return one number an example, or one in all."
-            )
-        else:
-            self._scores.append(scores)
-        if self.level in ("set", "ranking"):
-            self._labels.append(labels)
-
-    def finish(self) -> tuple[np.ndarray, np.ndarray, Arrays]:
-        labels = np.concatenate(self._labels) if self._labels else np.zeros(0)
-        if self.level == "set":
-            outputs = {
-                name: np.concatenate([outputs[name] for outputs in self._outputs])
-                for name in self._outputs[0]
-            }
-            return np.atleast_1d(self._metric.score(_given(outputs), labels)), labels, outputs
-        if self.level == "ranking":
-            labels = labels.reshape(-1)
-            if set(np.unique(labels)) != {0, 1}:
-                raise InputError("AUC needs labels 0 and 1, both; use --metric=top1 for classes.")
-        return np.concatenate(self._scores) if self._scores else np.zeros(0), labels, {}

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +110,18 @@ class Sample:
                     kept.append(np.array(example))
                     self._bytes += example.nbytes if hasattr(example, "nbytes") else 0
 
-    def save(self, folder: Path, whole: set[str], class_scores: str | None = None) -> None:
+    def save(self, folder: Path, whole: set[str], class_scores: Collection[str] = ()) -> None:
         """Writes what the outputs are into the folder of the reference.
 
         Args:
           folder: where to.
           whole: outputs without a batch dimension.
-          class_scores: an output that is known to hold them, since it is scored by class.
+          class_scores: outputs that are known to hold them, since they are scored by class.
         """
         found = [self._infer(name, name in whole) for name in self._examples]
         found = [
             dataclasses.replace(output, kind=Kind.CLASS_SCORES)
-            if output.name == class_scores
+            if output.name in class_scores and output.kind is not Kind.NUMBERS
             else output
             for output in found
         ]

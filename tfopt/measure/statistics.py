@@ -267,50 +267,66 @@ def paired_auc_bound(
     return Interval(estimate, max(-1.0, estimate - margin), min(1.0, estimate + margin))
 
 
-def bootstrap_bound(
+def resample(
     statistic: Callable[[np.ndarray], float],
     num_examples: int,
-    confidence: float = 0.95,
     resamples: int = 200,
     seed: int = 0,
+) -> np.ndarray:
+    """Returns a statistic on samples of the examples, drawn with replacement, (resamples,).
+
+    The samples depend on the numbers and the seed only, so that the values of two models can be
+    subtracted. NaN stands for a sample without a value, such as one that lacks a class.
+
+    Args:
+        statistic: given indices of examples, repeats included, returns its value on them.
+        num_examples: how many examples there are.
+        resamples: how many samples are drawn.
+        seed: of the draws.
+    """
+    _check_resamples(resamples)
+    generator = np.random.default_rng(seed)
+    values = np.full(resamples, math.nan)
+    for place in range(resamples):
+        indices = generator.integers(num_examples, size=num_examples)
+        try:
+            values[place] = float(statistic(indices))
+        except Exception:  # a user's metric may raise anything when a sample lacks a class
+            continue
+    return np.where(np.isfinite(values), values, math.nan)
+
+
+def bootstrap_bound(
+    estimate: float, drops: np.ndarray, num_examples: int, confidence: float = 0.95
 ) -> Interval:
     """Returns the drop of a metric that only a set of examples has, such as F1 or mAP.
 
     The bounds are those of a percentile bootstrap over examples (Efron & Tibshirani 1993, "An
     Introduction to the Bootstrap", chapter 13), with tails widened for few examples (Hesterberg
     2015). Assumes independent examples and a metric that changes smoothly with the sample. The
-    bounds are themselves random: 200 samples put about ten beyond a 95 % bound.
+    bounds are themselves random: 200 samples put about ten beyond a 95 % bound. A sample without
+    a value counts as beyond both bounds: they are infinite where more than 5 % have none.
 
     Args:
-        statistic: given indices of examples, repeats included, returns the drop on them.
+        estimate: the drop on all examples.
+        drops: on samples, from `resample`.
         num_examples: how many examples there are.
         confidence: of each of the two bounds taken alone.
-        resamples: how many samples of examples are drawn.
-        seed: of the draws.
     """
     _check_confidence(confidence)
-    _check_resamples(resamples)
     if num_examples < 2:
         raise ValueError(
             f"Got num_examples={num_examples}; expected at least 2. Evaluate on more examples: "
             "one alone does not show how much examples differ."
         )
-    generator = np.random.default_rng(seed)
-    estimate = float(statistic(np.arange(num_examples)))
-    drops = np.array(
-        [
-            float(statistic(generator.integers(num_examples, size=num_examples)))
-            for _ in range(resamples)
-        ]
-    )
-    num_undefined = int(np.sum(~np.isfinite(drops))) + (not math.isfinite(estimate))
-    if num_undefined:
-        raise ValueError(
-            f"Got a statistic that is not finite on {num_undefined} of {resamples + 1} samples; "
-            "expected a finite number on each. Evaluate on more examples, or define the metric "
-            "for samples in which a class is missing."
-        )
-    return _percentile_interval(estimate, drops, confidence, num_examples)
+    is_missing = np.isnan(drops)
+    if not is_missing.any():
+        return _percentile_interval(estimate, drops, confidence, num_examples)
+    level = _widened_level(confidence, num_examples)
+    # Between a number and infinity nothing can be interpolated: the outer one is taken.
+    low = np.quantile(np.where(is_missing, -math.inf, drops), 1 - level, method="lower")
+    high = np.quantile(np.where(is_missing, math.inf, drops), level, method="higher")
+    return _interval_around(estimate, float(low), float(high))
 
 
 def num_examples_needed(drop: Interval, num_examples: int, max_drop: float) -> int | None:

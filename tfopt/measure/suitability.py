@@ -21,16 +21,20 @@ class Suitability:
     Attributes:
       suits: whether a search tries it by itself.
       reason: why, a sentence.
+      works: whether it can be tried at all; if not, a search skips it even when asked for.
     """
 
     suits: bool
     reason: str
+    works: bool = True
 
 
 def cpu(dtype: str, flags: frozenset[str]) -> Suitability:
     """What a processor gains from `bfloat16` or `float16`, by its extensions as Linux names them.
 
-    Source: oneDNN's documentation of data types, which instructions each needs.
+    Source: oneDNN's documentation of data types, which instructions each needs. On x86 without
+    AVX512 it has no bfloat16 at all: TensorFlow then rewrites nothing, and OpenVINO computes in
+    float32.
     """
     found = next((text for flag, text in _INSTRUCTIONS[dtype].items() if flag in flags), None)
     if found:
@@ -44,6 +48,7 @@ def cpu(dtype: str, flags: frozenset[str]) -> Suitability:
         False,
         f"This CPU has no {dtype} instructions ({expected}) and casts to float32 and back, so it "
         "would only be slower.",
+        works=dtype != "bfloat16" or "sse2" not in flags or "avx512f" in flags,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -13,16 +12,14 @@ import numpy as np
 from tfopt.errors import ConversionError, InputError
 from tfopt.logs import only_errors
 from tfopt.onnx import symmetric
+from tfopt.onnx.calibration import onnxruntime_method, ranges
 from tfopt.onnx.opset import raise_opset
 
-CALIBRATIONS = ("minmax", "percentile", "entropy")
 FEW_EXAMPLES = 8
 """With fewer, the result says so: what they do not reach is cut off."""
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 _PER_CHANNEL = 13  # the opset that brought scales for each channel
-_ENTROPY_BINS = 512  # of ONNX Runtime's 128 symmetric int8 leaves only the whole range to choose
-_CHUNK = 16  # batches whose activations the histogram calibrators hold at a time
 
 Arrays = dict[str, np.ndarray]
 
@@ -49,7 +46,7 @@ def to_int8(
       file: an ONNX model in float32.
       output: the file to write.
       batches: real inputs.
-      calibration: one of `CALIBRATIONS`.
+      calibration: one of `calibration.METHODS`.
       per_channel: whether each channel of weights has a scale of its own.
       is_symmetric: int8 activations and weights, all zero points 0, where TensorRT wants them (see
         `tfopt.onnx.symmetric`). Otherwise uint8 activations and int8 weights of all operators
@@ -69,15 +66,18 @@ def to_int8(
         prepared = Path(name, "prepared.onnx")
         _prepare(file, prepared, excluded)
         if is_symmetric:
-            _to_s8s8(prepared, output, examples, calibration, per_channel, excluded)
+            notes = _to_s8s8(prepared, output, examples, calibration, per_channel, excluded)
         else:
-            _to_u8s8(prepared, output, examples, calibration, per_channel, reduce_range, excluded)
+            notes = _to_u8s8(
+                prepared, output, examples, calibration, per_channel, reduce_range, excluded
+            )
     if examples.count >= FEW_EXAMPLES:
-        return []
+        return notes
     noun = "example" if examples.count == 1 else "examples"
     return [
+        *notes,
         f"Ranges of activations are from {examples.count} {noun} only, and what others reach is "
-        f"cut off; give more data (--data), at least {FEW_EXAMPLES} examples."
+        f"cut off; give more data (--data), at least {FEW_EXAMPLES} examples.",
     ]
 
 
@@ -123,11 +123,56 @@ def _prepare(file: Path, prepared: Path, excluded: Collection[str]) -> None:
             f"The ONNX model has no node {min(unknown)!r} that could be left out of quantization; "
             "names are those of the nodes in the .onnx file."
         )
+    model = raise_opset(model, _PER_CHANNEL)
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"unnamed_{index}"
     whole = prepared.with_name("whole.onnx")  # with its weights
-    onnx.save_model(raise_opset(model, _PER_CHANNEL), whole)
+    onnx.save_model(model, whole)
     quant_pre_process(whole, prepared, skip_symbolic_shape=True)
-    if not set(excluded) <= {node.name for node in onnx.load(prepared).graph.node}:
+    model = onnx.load(prepared)
+    if not set(excluded) <= {node.name for node in model.graph.node}:
         quant_pre_process(whole, prepared, skip_symbolic_shape=True, skip_optimization=True)
+        model = onnx.load(prepared)
+    _flatten_biases(model.graph)
+    for index, node in enumerate(model.graph.node):  # of those that the optimizer made
+        node.name = node.name or f"made_{index}"
+    onnx.save_model(model, prepared)
+
+
+def _flatten_biases(graph: Any) -> None:
+    """Gives every Gemm a bias of shape (columns,) or none.
+
+    ONNX allows whatever broadcasts to the result, and ONNX Runtime's quantizer fails for
+    (1, columns), which its own optimizer makes of a product and a sum.
+    """
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type != "Gemm" or len(node.input) < 3 or node.input[1] not in constants:
+            continue
+        attributes = {item.name: item for item in node.attribute}
+        weights, bias = constants[node.input[1]], constants.get(node.input[2])
+        is_transposed = "transB" in attributes and attributes["transB"].i
+        columns = weights.shape[0 if is_transposed else 1]
+        if bias is not None and bias.shape == (columns,):
+            continue
+        output = node.output[0]
+        if bias is not None and (bias.ndim < 2 or bias.shape[0] == 1):
+            node.input[2] = f"{output}_bias"
+            flat = np.ascontiguousarray(np.broadcast_to(bias.reshape(-1), (columns,)))
+            graph.initializer.append(numpy_helper.from_array(flat, node.input[2]))
+        elif "beta" not in attributes or attributes["beta"].f == 1:
+            added = node.input.pop()
+            node.output[0] = f"{output}_without_bias"
+            nodes.append(
+                helper.make_node("Add", [node.output[0], added], [output], f"{node.name}_bias")
+            )
+    made = type(graph)(node=nodes)
+    graph.ClearField("node")
+    graph.node.extend(made.node)
 
 
 def _to_s8s8(
@@ -137,18 +182,19 @@ def _to_s8s8(
     calibration: str,
     per_channel: bool,
     excluded: Collection[str],
-) -> None:
+) -> list[str]:
     import onnx
 
-    ranges = _ranges(prepared, calibration, batches, symmetric.OPS, is_symmetric=True)
+    found, not_finite = ranges(prepared, calibration, batches, symmetric.OPS, is_symmetric=True)
     limits = {
-        name: limit
-        for name, found in ranges.data.items()
-        if np.isfinite(limit := float(np.abs(found.range_value).max()))
+        name: float(np.abs(item.range_value).max())
+        for name, item in found.data.items()
+        if name not in not_finite
     }
     model = onnx.load(prepared)
     symmetric.insert_pairs(model, limits, per_channel, excluded)
     onnx.save_model(model, output)
+    return _note_on(_users(model, not_finite, symmetric.OPS), not_finite)
 
 
 def _to_u8s8(
@@ -159,15 +205,19 @@ def _to_u8s8(
     per_channel: bool,
     reduce_range: bool,
     excluded: Collection[str],
-) -> None:
+) -> list[str]:
+    import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import save_tensors_data
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     ops = {*QDQRegistry, *QLinearOpsRegistry}
     cache = prepared.with_name("ranges.json")
-    ranges = _ranges(prepared, calibration, batches, ops, is_symmetric=False)
-    save_tensors_data(ranges, cache)
+    found, not_finite = ranges(prepared, calibration, batches, ops, is_symmetric=False)
+    for tensor in not_finite:
+        found.data.pop(tensor, None)
+    save_tensors_data(found, cache)
+    kept = _users(onnx.load(prepared), not_finite, ops)
     # Its warning asks for the pre-processing that was just done.
     with only_errors(""):
         quantize_static(
@@ -178,55 +228,33 @@ def _to_u8s8(
             weight_type=QuantType.QInt8,
             per_channel=per_channel,
             reduce_range=reduce_range,
-            nodes_to_exclude=sorted(excluded),
-            calibrate_method=_method(calibration),
+            nodes_to_exclude=sorted({*excluded, *kept}),
+            calibrate_method=onnxruntime_method(calibration),
             calibration_cache_path=cache,
         )
+    if not any(node.op_type in QDQ for node in onnx.load(output).graph.node):
+        raise ConversionError(" ".join(["No operation can be int8.", *_note_on(kept, not_finite)]))
+    return _note_on(kept, not_finite)
 
 
-def _ranges(
-    file: Path,
-    calibration: str,
-    batches: Iterator[Arrays],
-    ops: Collection[str],
-    *,
-    is_symmetric: bool,
-) -> Any:
-    """Ranges of what operators read and make, as ONNX Runtime's `TensorsData`.
-
-    The histogram calibrators hold all activations of all batches that one `collect_data` call
-    reads, so they get a few batches at a time.
-    """
-    from onnxruntime.quantization.calibrate import create_calibrator
-
-    options: dict[str, bool | int] = {"symmetric": is_symmetric}
-    if is_symmetric and calibration == "entropy":
-        options["num_bins"] = _ENTROPY_BINS
-    calibrator = create_calibrator(
-        file,
-        sorted(ops),
-        augmented_model_path=str(file.with_name("augmented.onnx")),
-        calibrate_method=_method(calibration),
-        extra_options=options,
-    )
-    is_empty = True
-    while chunk := list(itertools.islice(batches, _CHUNK)):
-        calibrator.collect_data(_Reader(chunk))
-        is_empty = False
-    if is_empty:
-        raise ConversionError(
-            "int8 is calibrated on real examples and there are none; give more data (--data)."
-        )
-    return calibrator.compute_data()
+def _users(model: Any, tensors: Collection[str], ops: Collection[str]) -> list[str]:
+    """Names of nodes of some operators that read or make one of the tensors."""
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in ops and {*node.input, *node.output} & set(tensors)
+    ]
 
 
-def _method(calibration: str) -> Any:
-    from onnxruntime.quantization import CalibrationMethod
-
-    methods = (
-        CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy,
-    )  # fmt: skip
-    return dict(zip(CALIBRATIONS, methods, strict=True))[calibration]
+def _note_on(kept: Collection[str], not_finite: Collection[str]) -> list[str]:
+    if not kept:
+        return []
+    names = ", ".join(sorted(not_finite)[:3]) + (" …" if len(not_finite) > 3 else "")
+    what = "operation stays" if len(kept) == 1 else "operations stay"
+    return [
+        f"{len(kept)} {what} float32 beside NaN or infinite values, for which int8 has no range: "
+        f"{names}."
+    ]
 
 
 class _Counted(Iterator[Arrays]):
@@ -240,13 +268,3 @@ class _Counted(Iterator[Arrays]):
         batch = next(self._batches)
         self.count += max(np.shape(value)[0] if np.ndim(value) else 1 for value in batch.values())
         return batch
-
-
-class _Reader:
-    """The reader that ONNX Runtime's calibrators ask for: one batch a call, then None."""
-
-    def __init__(self, batches: Iterable[Arrays]):
-        self._batches = iter(batches)
-
-    def get_next(self) -> Arrays | None:
-        return next(self._batches, None)

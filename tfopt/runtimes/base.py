@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from tfopt import finite
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
+from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure.suitability import Suitability
 from tfopt.signature import Signature
 from tfopt.trt.spec import EngineOptions
@@ -65,11 +67,14 @@ class Conversion:
     count_shapes: Callable[[], Counter[tuple[tuple[int, ...], ...]]] | None = None
     needs: list[str] = dataclasses.field(default_factory=list)
 
-    def calibration_batches(self, at_least: int = 1) -> Iterator[Arrays]:
+    def calibration_batches(
+        self, at_least: int = 1, *, only_finite: bool = True
+    ) -> Iterator[Arrays]:
         """Real examples to calibrate with.
 
         Args:
           at_least: examples without which a calibration would be chance.
+          only_finite: whether examples with NaN or infinite inputs are left out.
 
         Raises:
           ConversionError: when there are none, or fewer.
@@ -84,7 +89,19 @@ class Conversion:
                 f"It is calibrated on {self.num_calibration} examples and needs at least "
                 f"{at_least}; give more data (--data), or raise --num_calibration."
             )
-        return self.calibration()
+        return self._finite(self.calibration()) if only_finite else self.calibration()
+
+    @staticmethod
+    def _finite(batches: Iterator[Arrays]) -> Iterator[Arrays]:
+        is_empty = True
+        for batch in finite.usable(batches):
+            is_empty = False
+            yield batch
+        if is_empty:
+            raise ConversionError(
+                "It is calibrated on examples, and all of them hold NaN or infinity; give some "
+                "that are finite."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +370,14 @@ class Runtime(abc.ABC):
         """How it runs here, where that is not plain: on which device, with which libraries."""
         return []
 
+    def suitability(self, variant: Variant) -> Suitability | None:
+        """Whether this machine gains from a variant; None where every machine may.
+
+        By its precision; a runtime overrides this where an option matters, too.
+        """
+        found = self.precision_of(variant).suitability
+        return None if found is None else found()
+
     def rebuild(self, artifact: Artifact, folder: Path) -> list[str]:
         """Builds engines anew for this machine, from what the artifact holds.
 
@@ -391,12 +416,18 @@ class Runtime(abc.ABC):
         del artifact, batches
         return iter(())
 
-    def read_signature(self, path: Path) -> Signature:
+    def read_signature(self, path: Path, key: str = SIGNATURE_KEY) -> Signature:
         """The signature of a model file in this runtime's own format.
 
+        Args:
+          path: the file.
+          key: which signature, in formats that have several.
+
         Raises:
-          InputError: when the file is damaged, or the runtime has no format of its own.
+          InputError: when the file is damaged or has no such signature, or the runtime has no
+            format of its own.
         """
+        del key
         raise InputError(f"{path} cannot be read by {self.name}; it has no file format of its own.")
 
     def versions(self) -> dict[str, str]:

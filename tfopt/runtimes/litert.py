@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
-import re
-import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,10 @@ import numpy as np
 
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError, first_line
-from tfopt.graph import SIGNATURE_KEY
+from tfopt.graph import SIGNATURE_KEY, missing_signature
+from tfopt.litert import flatbuffer
+from tfopt.litert.convert import calibrate, convert, optimize
+from tfopt.litert.quantize import quantize
 from tfopt.measure.suitability import Suitability
 from tfopt.runtimes.base import (
     Activation,
@@ -28,6 +29,7 @@ from tfopt.runtimes.base import (
 from tfopt.signature import Signature, TensorSpec
 
 FILE = "model.tflite"
+KINDS = ("saved_model", "tflite")
 XNNPACK, OWN_KERNELS = "XNNPACK", "LiteRT's own kernels"
 _ACTIVATION_DTYPES = ("float32", "int8", "int16")
 _OPS_WITH_CHANNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
@@ -113,7 +115,7 @@ class LiteRT(Runtime):
     """Converts with `tf.lite.TFLiteConverter`, runs with `ai_edge_litert`."""
 
     name = "litert"
-    packages = ("ai-edge-litert", "tensorflow")
+    packages = ("ai-edge-litert", "litert-quantizer", "tensorflow")
     library = "ai_edge_litert.interpreter"
 
     def missing(self) -> str | None:  # noqa: D102
@@ -177,14 +179,17 @@ class LiteRT(Runtime):
                     axis = -1 if op_name in _OPS_WITH_CHANNELS else None
                     yield Activation(tensor["name"], values, limits, axis)
 
-    def read_signature(self, path: Path) -> Signature:  # noqa: D102
+    def read_signature(self, path: Path, key: str = SIGNATURE_KEY) -> Signature:  # noqa: D102
         try:
             interpreter = _open(path, None)
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"{path} is no .tflite model: {first_line(error)}; convert it again."
             ) from error
-        inputs, outputs = _details(interpreter)
+        keys = list(interpreter.get_signature_list())
+        if key not in keys and key != SIGNATURE_KEY:
+            raise missing_signature(path, key, keys)
+        inputs, outputs = _details(interpreter, key)
 
         def specs(details: dict[str, dict[str, Any]]) -> tuple[TensorSpec, ...]:
             return tuple(
@@ -196,17 +201,18 @@ class LiteRT(Runtime):
                 for name, item in sorted(details.items())
             )
 
-        return Signature(SIGNATURE_KEY, specs(inputs), specs(outputs))
+        return Signature(key if key in keys else (keys or [key])[0], specs(inputs), specs(outputs))
 
-    @precision("float32", kinds=("saved_model", "tflite"), is_unchanged=True)
+    @precision("float32", kinds=KINDS, is_unchanged=True)
     def float32(self, conversion: Conversion) -> None:
         """The numbers as they are."""
         if conversion.source.kind == "tflite":
-            shutil.copyfile(conversion.source.path, conversion.folder / FILE)
+            content = _one_signature(conversion)
         else:
-            _convert(conversion, lambda converter: None)
+            content = convert(conversion, lambda converter: None)
+        (conversion.folder / FILE).write_bytes(content)
 
-    @precision("dynamic_range")
+    @precision("dynamic_range", kinds=KINDS)
     def dynamic_range(self, conversion: Conversion) -> None:
         """int8 weights, activations quantized for each run; no calibration.
 
@@ -214,10 +220,11 @@ class LiteRT(Runtime):
         connected layers and convolutions in int8
         (https://ai.google.dev/edge/litert/models/post_training_quantization).
         """
-        _convert(conversion, _optimize)
+        _make(conversion, "dynamic_range", optimize)
 
     @precision(
         "float16",
+        kinds=KINDS,
         suitability=lambda: Suitability(
             True, "LiteRT widens the weights to float32 at load: half the file, the same time."
         ),
@@ -227,13 +234,14 @@ class LiteRT(Runtime):
         import tensorflow as tf
 
         def configure(converter: Any) -> None:
-            _optimize(converter)
+            optimize(converter)
             converter.target_spec.supported_types = [tf.float16]
 
-        _convert(conversion, configure)
+        _make(conversion, "float16", configure)
 
     @precision(
         "int8",
+        kinds=KINDS,
         options={"inputs": ("float32", "int8"), "outputs": ("float32", "int8")},
         tried=({}, {"inputs": "int8", "outputs": "int8"}),
         is_calibrated=True,
@@ -254,7 +262,7 @@ class LiteRT(Runtime):
                 raise ConversionError(f"Only float32 {what} can become int8: {specs[0]}.")
 
         def configure(converter: Any) -> None:
-            _calibrate(converter, conversion)
+            calibrate(converter, conversion)
             converter.target_spec.supported_ops = [
                 tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
                 tf.lite.OpsSet.TFLITE_BUILTINS,
@@ -262,11 +270,12 @@ class LiteRT(Runtime):
             converter.inference_input_type = getattr(tf, inputs)
             converter.inference_output_type = getattr(tf, outputs)
 
-        _convert(conversion, configure)
+        _make(conversion, "int8", configure, inputs == "int8", outputs == "int8")
         _note_float_layers(conversion, "INT8")
 
     @precision(
         "int16x8",
+        kinds=KINDS,
         is_calibrated=True,
         suitability=lambda: Suitability(
             False,
@@ -282,74 +291,47 @@ class LiteRT(Runtime):
         import tensorflow as tf
 
         def configure(converter: Any) -> None:
-            _calibrate(converter, conversion)
+            calibrate(converter, conversion)
             converter.target_spec.supported_ops = [
                 tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
                 tf.lite.OpsSet.TFLITE_BUILTINS,
             ]
 
-        _convert(conversion, configure)
+        _make(conversion, "int16x8", configure)
         _note_float_layers(conversion, "INT16")
 
 
-def _optimize(converter: Any) -> None:
-    import tensorflow as tf
+def _make(
+    conversion: Conversion,
+    precision: str,
+    configure: Callable[[Any], None],
+    int8_inputs: bool = False,
+    int8_outputs: bool = False,
+) -> None:
+    """Writes the file: converts a SavedModel, or quantizes what is a `.tflite` file already.
 
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-
-
-def _calibrate(converter: Any, conversion: Conversion) -> None:
-    def examples() -> Iterator[tuple[str, Arrays]]:
-        for batch in conversion.calibration_batches():
-            yield SIGNATURE_KEY, batch
-
-    if conversion.source.frozen_graph().has_loops:
-        raise ConversionError(
-            "LiteRT cannot calibrate models with loops (LSTM, GRU): its calibrator crashes; "
-            "dynamic_range and float16 work."
+    Args:
+      conversion: what to convert.
+      precision: of the result.
+      configure: sets up the converter of SavedModels.
+      int8_inputs: whether inputs become int8.
+      int8_outputs: whether outputs become int8.
+    """
+    if conversion.source.kind == "tflite":
+        is_calibrated = LiteRT.precisions[precision].is_calibrated
+        batches = conversion.calibration_batches() if is_calibrated else ()
+        content = quantize(
+            _one_signature(conversion), precision, batches, int8_inputs, int8_outputs
         )
-    next(iter(conversion.calibration_batches()))
-    _optimize(converter)
-    converter.representative_dataset = examples
-
-
-def _convert(conversion: Conversion, configure: Callable[[Any], None]) -> None:
-    """Converts the frozen graph, with a fixed batch size where the converter insists on one."""
-    fixed = conversion.signature.with_batch_size(conversion.batch_size)
-    try:
-        content = _run_converter(conversion.source.frozen_folder, configure)
-    except ConversionError:
-        if fixed == conversion.signature:
-            raise
-        folder = conversion.folder / "fixed"
-        conversion.source.frozen_graph().with_batch_size(conversion.batch_size).save(folder)
-        content = _run_converter(folder, configure)
-        shutil.rmtree(folder)
-        conversion.signature = fixed
-        conversion.notes.append(
-            f"The batch size is fixed at {conversion.batch_size}: LiteRT cannot convert this model "
-            "with a free one."
-        )
-    conversion.signature = dataclasses.replace(conversion.signature, key=SIGNATURE_KEY)
+    else:
+        content = convert(conversion, configure)
     (conversion.folder / FILE).write_bytes(content)
 
 
-def _run_converter(folder: Path, configure: Callable[[Any], None]) -> bytes:
-    import tensorflow as tf
-
-    converter = tf.lite.TFLiteConverter.from_saved_model(
-        str(folder), signature_keys=[SIGNATURE_KEY]
-    )
-    configure(converter)
-    try:
-        return converter.convert()
-    except ConversionError:
-        raise
-    except Exception as error:  # the converter raises bare Exception subclasses of its own
-        # The converter's reasons carry long locations; what follows the last one is the reason.
-        reasons = [text for text in re.findall(r"error: (.+)", str(error)) if "loc(" not in text]
-        reason = reasons[0] if reasons else first_line(error)
-        raise ConversionError(f"The LiteRT converter refused: {reason[:300]}") from error
+def _one_signature(conversion: Conversion) -> bytes:
+    """The source file, without other signatures than the chosen one."""
+    source = conversion.source
+    return flatbuffer.only_signature(source.path.read_bytes(), source.signature.key)
 
 
 def _open(path: Path, num_threads: int | None, **options: Any) -> Any:
@@ -395,11 +377,12 @@ def _widens_weights(op: dict[str, Any]) -> bool:
     return op["op_name"] == "DEQUANTIZE" and op["operand_types"][:1] == [np.float16]
 
 
-def _details(interpreter: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+def _details(
+    interpreter: Any, key: str = SIGNATURE_KEY
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Details of inputs and outputs by signature name, or by tensor name without a signature."""
     if keys := interpreter.get_signature_list():
-        key = SIGNATURE_KEY if SIGNATURE_KEY in keys else next(iter(keys))
-        runner = interpreter.get_signature_runner(key)
+        runner = interpreter.get_signature_runner(key if key in keys else next(iter(keys)))
         return runner.get_input_details(), runner.get_output_details()
     return (
         {item["name"]: item for item in interpreter.get_input_details()},
@@ -409,32 +392,23 @@ def _details(interpreter: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dic
 
 def _note_float_layers(conversion: Conversion, dtype: str) -> None:
     """Counts the layers that stayed in float32, by op."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    codes = {value: name for name, value in vars(schema.BuiltinOperator).items()
-             if isinstance(value, int)}  # fmt: skip
-    content = (conversion.folder / FILE).read_bytes()
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-    in_float: dict[str, int] = {}
+    model = flatbuffer.read((conversion.folder / FILE).read_bytes())
+    in_float: Counter[str] = Counter()
     num_layers = num_quantized = 0
     for subgraph in model.subgraphs:
         for operator in subgraph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            name = codes.get(max(code.builtinCode, code.deprecatedBuiltinCode), "?")
-            types = {subgraph.tensors[index].type for index in operator.outputs}
+            name = flatbuffer.op_name(model, operator)
+            types = {flatbuffer.type_name(subgraph.tensors[index]) for index in operator.outputs}
             if name in ("QUANTIZE", "DEQUANTIZE"):
                 continue
             num_layers += 1
-            num_quantized += getattr(schema.TensorType, dtype) in types
-            if schema.TensorType.FLOAT32 in types:
-                in_float[name] = in_float.get(name, 0) + 1
+            num_quantized += dtype in types
+            in_float[name] += "FLOAT32" in types
     if not num_quantized:
         raise ConversionError("LiteRT quantized no layer of this model.")
-    if in_float:
-        ops = ", ".join(f"{count} × {name}" for name, count in sorted(in_float.items()))
-        conversion.notes.append(
-            f"{sum(in_float.values())} of {num_layers} layers stayed float32: {ops}."
-        )
+    if num_float := in_float.total():
+        ops = ", ".join(f"{count} × {name}" for name, count in sorted(in_float.items()) if count)
+        conversion.notes.append(f"{num_float} of {num_layers} layers stayed float32: {ops}.")
 
 
 RUNTIME = LiteRT()

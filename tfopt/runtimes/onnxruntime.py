@@ -16,8 +16,10 @@ import numpy as np
 from tfopt import cuda, half_graph
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError, first_line
+from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure import environment, suitability
 from tfopt.measure.suitability import Suitability
+from tfopt.onnx import calibration as calibrations
 from tfopt.onnx import half, quantize
 from tfopt.onnx import tensors as onnx_tensors
 from tfopt.onnx.export import to_onnx
@@ -214,7 +216,8 @@ class OnnxRuntime(Runtime):
             for name, tensor in tensors.items():
                 yield Activation(name, found[tensor.shown], tensor.limits, tensor.channel_axis)
 
-    def read_signature(self, path: Path) -> Signature:  # noqa: D102
+    def read_signature(self, path: Path, key: str = SIGNATURE_KEY) -> Signature:  # noqa: D102
+        del key
         model = _read(path)
         initializers = {tensor.name for tensor in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in initializers]
@@ -299,7 +302,7 @@ class OnnxRuntime(Runtime):
     @precision(
         "int8",
         options={
-            "calibration": quantize.CALIBRATIONS,
+            "calibration": calibrations.METHODS,
             "per_channel": (True, False),
         },
         tried=(
@@ -328,7 +331,7 @@ class OnnxRuntime(Runtime):
         conversion.notes += quantize.to_int8(
             _parent_file(conversion),
             file,
-            conversion.calibration_batches(),
+            conversion.calibration_batches(only_finite=False),
             calibration=calibration,
             per_channel=per_channel,
             is_symmetric=is_symmetric,

@@ -153,6 +153,11 @@ class OpenVino(Runtime):
             return Variant("int8", self.name, student=variant.student)
         return super().parent(variant)
 
+    def suitability(self, variant: Variant) -> Suitability | None:  # noqa: D102
+        if ("activations", "bfloat16") in variant.options:
+            return suitability.of_this_cpu("bfloat16")
+        return super().suitability(variant)
+
     @precision("float32", kinds=KINDS)
     def float32(self, conversion: Conversion) -> None:
         """The numbers as they are."""
@@ -167,6 +172,7 @@ class OpenVino(Runtime):
             raise ConversionError(
                 f"OpenVINO cannot convert this model: {_reason(error)}"
             ) from error
+        _read_float64_as_float32(model)
         _name_ports(model.inputs, conversion.signature.input_names)
         _name_ports(model.outputs, conversion.signature.output_names)
         _save(conversion, model)
@@ -216,9 +222,6 @@ class OpenVino(Runtime):
         (https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/quantizing-models-post-training.html).
         """
         if activations == "bfloat16":
-            found = suitability.of_this_cpu("bfloat16")
-            if not found.suits:
-                raise ConversionError(found.reason)
             _copy_parent(conversion)
             return
         import nncf
@@ -237,6 +240,22 @@ class OpenVino(Runtime):
             raise ConversionError("NNCF quantized no layer of this model.")
         conversion.notes.append(f"{count} tensors are quantized.")
         _save(conversion, quantized)
+
+
+def _read_float64_as_float32(model: Any) -> None:
+    """Lets OpenVINO cast float64 inputs that are cast anyway.
+
+    Its CPU plugin fuses the cast into the quantization behind it, and that has no float64 kernel.
+    """
+    import openvino
+
+    for parameter in model.get_parameters():
+        readers = [target.get_node() for target in parameter.output(0).get_target_inputs()]
+        if parameter.get_element_type() == openvino.Type.f64 and all(
+            reader.get_type_name() == "Convert" for reader in readers
+        ):
+            parameter.set_element_type(openvino.Type.f32)
+    model.validate_nodes_and_infer_types()
 
 
 def _op(info: Any) -> str:

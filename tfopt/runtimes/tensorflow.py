@@ -143,7 +143,7 @@ class TensorFlow(Runtime):
         pays for small models and loses on convolutions with large inputs.
         """
         if frozen or xla:
-            conversion.source.frozen_graph().save(conversion.folder / FOLDER, jit_compile=xla)
+            conversion.source.unchanged_graph().save(conversion.folder / FOLDER, jit_compile=xla)
             conversion.signature = _own_key(conversion)
         else:
             shutil.copytree(conversion.source.path, conversion.folder / FOLDER)

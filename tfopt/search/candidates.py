@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tfopt import runtimes
 from tfopt.measure import environment
+from tfopt.measure.suitability import Suitability
 from tfopt.variant import Variant
 
 OWN_RUNTIME = {"saved_model": "tensorflow", "tflite": "litert", "onnx": "onnxruntime"}
@@ -41,7 +42,7 @@ class Plan:
     def unsuited(self) -> dict[Variant, str]:
         """Candidates that this machine is not made for, with the reason."""
         found = {variant: _unsuited(variant) for variant in self.candidates}
-        return {variant: reason for variant, reason in found.items() if reason}
+        return {variant: item.reason for variant, item in found.items() if item}
 
 
 def plan(kind: str, requested: Sequence[str] | None = None, not_frozen: str | None = None) -> Plan:
@@ -77,8 +78,8 @@ def plan(kind: str, requested: Sequence[str] | None = None, not_frozen: str | No
                 skipped[variant] = f"{variant} cannot start from {kind}."
         elif reason := runtime.missing():
             skipped[variant] = reason[0].upper() + reason[1:]
-        elif requested is None and (reason := _unsuited(variant)):
-            skipped[variant] = reason
+        elif (found := _unsuited(variant)) and not (found.works and requested is not None):
+            skipped[variant] = found.reason
         else:
             candidates.append(variant)
     if not_frozen is not None:
@@ -87,7 +88,6 @@ def plan(kind: str, requested: Sequence[str] | None = None, not_frozen: str | No
     return Plan(tuple(baselines), tuple(candidates), skipped)
 
 
-def _unsuited(variant: Variant) -> str | None:
-    suitability = runtimes.precision_of(variant).suitability
-    found = None if suitability is None else suitability()
-    return None if found is None or found.suits else found.reason
+def _unsuited(variant: Variant) -> Suitability | None:
+    found = runtimes.get(variant.runtime).suitability(variant)
+    return None if found is None or found.suits else found

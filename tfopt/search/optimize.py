@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfopt import runtimes
+from tfopt import main_module, runtimes
 from tfopt import source as sources
 from tfopt.artifact import Artifact
 from tfopt.compare.comparison import Comparison
@@ -38,7 +39,7 @@ FLAGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """What a search found.
 
@@ -61,6 +62,14 @@ class Result:
     def table(self) -> pd.DataFrame:
         """One row a variant, failures included; columns as in `results.csv`."""
         return self.comparison.table
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        report = html.escape(str(self.output_dir / "report.html"))
+        return f"{self.comparison._repr_html_()}\n<p>The report is <code>{report}</code>.</p>"
+
+    def __repr__(self) -> str:
+        return f"<Result in {self.output_dir}: {self.summary}>"
 
     def load(self) -> Session:
         """A session of the best version.
@@ -107,14 +116,9 @@ def optimize(
       InputError: for a wrong model, data, option or output folder.
       ResultError: when the model itself does not run.
     """
-    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(Options)})
-    if unknown:
-        valid = ", ".join(field.name for field in dataclasses.fields(Options))
-        raise InputError(f"Unknown option {', '.join(unknown)}; the options are: {valid}.")
-    for name in ("variants", "import_modules", "distill"):
-        if options.get(name) is not None:
-            options[name] = tuple(options[name])
-    chosen = Options(**options)
+    chosen = check_arguments(
+        budget, output_dir, resume=resume, overwrite=overwrite, quiet=quiet, **options
+    )
     if isinstance(model, (str, Path)):
         model = sources.check_path(model)
     folder = CONTENTS.claim(Path(output_dir), resume, overwrite)
@@ -125,9 +129,44 @@ def optimize(
     return Result(folder, *search.run(model, data, budget))
 
 
+def check_arguments(
+    budget: Budget | None,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Options:
+    """Checks what can be checked before there is a model, and changes nothing.
+
+    Args:
+      budget, output_dir, resume, overwrite, quiet, **options: as `optimize` takes them.
+
+    Raises:
+      InputError: for an unknown or wrong option, another kind of budget, or an output folder that
+        is in use.
+    """
+    if budget is not None and not isinstance(budget, Budget):
+        raise InputError(
+            f"The budget is a {type(budget).__name__}; expected tfopt.Budget(…), or None for the "
+            "default."
+        )
+    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(Options)})
+    if unknown:
+        valid = ", ".join(field.name for field in dataclasses.fields(Options))
+        raise InputError(f"Unknown option {', '.join(unknown)}; the options are: {valid}.")
+    for name in ("variants", "import_modules", "distill"):
+        if options.get(name) is not None:
+            options[name] = tuple(options[name])
+    CONTENTS.check(Path(output_dir), resume, overwrite)
+    return Options(**options)
+
+
 def _command(model: Any, data: Any, folder: Path, budget: Budget, options: Options) -> str | None:
     """What does the same from a shell; None for objects that only Python has."""
-    if not isinstance(model, Path) or not isinstance(data, (str, Path)):
+    is_local = options.metric is not None and f"{main_module.NAME}:" in options.metric
+    if not isinstance(model, Path) or not isinstance(data, (str, Path)) or is_local:
         return None
     given: dict[str, Any] = {"model": model, "data": data, "output_dir": folder}
     for value in (budget, options, options.limits):

@@ -9,7 +9,7 @@ from tfopt import runtimes
 from tfopt.errors import InputError
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.isolation import Limits
-from tfopt.measure import latency, metrics
+from tfopt.measure import latency, metric_names
 from tfopt.search import students
 
 
@@ -19,8 +19,10 @@ class Options:
 
     Attributes:
       variants: variants and patterns to try; None is everything that suits this machine.
-      metric: a name or `package.module:function`; None chooses by the labels.
-      output_name: the output that is scored, where the model has several.
+      metric: a name, a function of outputs and labels, a Keras metric, or a dict with one of these
+        for each output; None chooses by the labels. It is kept as its name; see
+        `tfopt.measure.metric_names`.
+      output_name: the only output that is looked at, where the model has several.
       batch_size: of the timing.
       num_threads: of every runtime; None is every core that this process may use.
       seed: of the split and of the order of timings.
@@ -71,5 +73,4 @@ class Options:
         if self.variants is not None:
             runtimes.expand(self.variants)
         students.names(self.distill)
-        if self.metric is not None:
-            metrics.find_metric(self.metric)
+        object.__setattr__(self, "metric", metric_names.name_of(self.metric))

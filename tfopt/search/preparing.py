@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tfopt import dataset as datasets
-from tfopt import live, source_check
+from tfopt import finite, live, source_check
 from tfopt.dataset import Dataset
+from tfopt.dataset.streams import open_text
 from tfopt.errors import ConversionError, InputError
 from tfopt.first_examples import first_examples
 from tfopt.isolation import Worker
-from tfopt.measure import environment, metrics
+from tfopt.measure import choosing, environment, metric_names
 from tfopt.progress import Progress
 from tfopt.search.budget import Budget
 from tfopt.search.candidates import plan
@@ -52,7 +53,7 @@ def prepare(
     shutil.rmtree(folder / "best", ignore_errors=True)
     progress.say("Reading the model …")
     if isinstance(data, (str, Path)):
-        data = datasets.open_text(str(data))
+        data = open_text(str(data))
     example = first_examples(data) if source_check.is_keras(model) else None
     source = _prepare_source(folder, model, options, converter, example)
     fixed = source.signature.batch_size
@@ -69,6 +70,7 @@ def prepare(
         folder / "data",
         seed=options.seed,
         num_calibration=options.num_calibration,
+        progress=progress.counter("examples"),
     )
     try:
         source_check.check_model(
@@ -79,12 +81,16 @@ def prepare(
         )  # fmt: skip
     except ConversionError as error:
         raise InputError(f"The model cannot be run on this data: {error}") from error
-    for note in (*source.notes, *dataset.notes):
+    batches = datasets.calibration_batches(dataset, source.signature, options.batch_size)
+    not_finite = [] if batches is None else finite.note(batches())
+    for note in (*source.notes, *dataset.notes, *not_finite):
         progress.say(f"Note: {note}")
-    is_scored = dataset.has_labels or options.metric is not None
-    output_name = _choose_output(source, options.output_name, is_scored)
-    metric = options.metric or _choose_metric(source, dataset, output_name)
-    progress.say(f"Metric: {metric}.")
+    scored = choosing.scored_outputs(
+        options.metric, options.output_name, source.signature.output_names, _labelled(dataset)
+    )
+    for name in scored.values():
+        if name is not None:
+            converter.call("tfopt.measure.metric_names:check", name)
     planned = plan(source.kind, options.variants, source.not_frozen)
     for variant, reason in planned.unsuited.items():
         progress.say(f"Note: {variant} is tried because it was asked for. {reason}")
@@ -93,8 +99,7 @@ def prepare(
         "source": source.sha256,
         "data": dataset.sha256,
         **{k: v for k, v in dataclasses.asdict(options).items() if k != "limits"},
-        "metric": metric,
-        "output_name": output_name,
+        "metric_code": metric_names.fingerprint(options.metric),
         "num_threads": num_threads,
         **dataclasses.asdict(budget),
         "cpu": environment.cpu_model(),
@@ -107,8 +112,8 @@ def prepare(
         plan=planned,
         ledger=Ledger(folder, identity),
         budget=budget,
-        metric=metric,
-        output_name=output_name,
+        scored=scored,
+        output_name=options.output_name,
         batch_size=options.batch_size,
         num_threads=num_threads,
         seed=options.seed,
@@ -149,23 +154,6 @@ def _prepare_source(
         raise InputError(f"The model cannot be loaded: {error}") from error
 
 
-def _choose_output(source: Source, wanted: str | None, is_scored: bool) -> str | None:
-    """The output that the metric looks at; None is all of them, where there is no metric."""
-    names = source.signature.output_names
-    if wanted is not None and wanted not in names:
-        raise InputError(f"No output {wanted!r}; the model's outputs are: {', '.join(names)}.")
-    if wanted is None and len(names) > 1 and is_scored:
-        raise InputError(
-            f"The model has outputs {', '.join(names)}; say which one the labels belong to with "
-            "`output_name`."
-        )
-    return wanted or (names[0] if is_scored else None)
-
-
-def _choose_metric(source: Source, dataset: Dataset, output_name: str | None) -> str:
-    """The metric that fits the labels."""
-    if not dataset.has_labels or output_name is None:
-        return metrics.AGREEMENT
-    spec = next(spec for spec in source.signature.outputs if spec.name == output_name)
-    _, labels, _ = next(dataset.evaluation.batches(source.signature, 64))
-    return metrics.choose_metric(spec.shape, labels)
+def _labelled(dataset: Dataset) -> tuple[str, ...] | None:
+    """The outputs that labels belong to; empty where they name none, None without labels."""
+    return dataset.evaluation.label_names if dataset.has_labels else None

@@ -93,6 +93,7 @@ class Gain:
       after: and with the new ones.
       low: one-sided 95 % bounds of the difference, paired example by example.
       high: likewise.
+      metric: what accuracy is.
     """
 
     variant: str
@@ -102,13 +103,14 @@ class Gain:
     after: float
     low: float
     high: float
+    metric: str
 
-    def offer(self, metric: str) -> str:
+    def offer(self) -> str:
         """What a user could do."""
         return (
             f"Statistics of batch normalisation lag behind: those of {self.layer} are "
             f"{self.shift:.2g} standard deviations from the calibration examples'. With new ones "
-            f"{self.variant} has {metric} {self.after:.4g} instead of {self.before:.4g} (95 % "
+            f"{self.variant} has {self.metric} {self.after:.4g} instead of {self.before:.4g} (95 % "
             f"bounds of the gain {self.low:.2g} to {self.high:.2g}): call "
             "tfopt.reestimate_batchnorm(model, data) and search again."
         )

@@ -63,15 +63,24 @@ class RemoteSession:
         """See `Session.device_seconds`."""
         return self._worker.call("tfopt.search.steps:device_seconds", self._folder, num_runs)
 
+    def choose_metrics(self, output_names: list[str]) -> dict[str, str]:
+        """See `steps.choose_metrics`."""
+        function = "tfopt.search.steps:choose_metrics"
+        return self._worker.call(function, self._folder, self._data, output_names)
+
     def evaluate(
-        self, metric: str, output_name: str | None, reference_folder: Path, evaluation_file: Path
+        self,
+        metrics: Mapping[str, str],
+        output_name: str | None,
+        reference_folder: Path,
+        evaluation_file: Path,
     ) -> None:
         """See `steps.evaluate`."""
         self._worker.call(
             "tfopt.search.steps:evaluate",
             self._folder,
             self._data,
-            metric=metric,
+            metrics=dict(metrics),
             output_name=output_name,
             batch_size=self._batch_size,
             reference_folder=reference_folder,

@@ -11,10 +11,10 @@ from typing import Any
 
 from tfopt.compare.comparison import Comparison
 from tfopt.compare.text import plain
-from tfopt.measure import accuracy, environment, gate, latency, statistics
-from tfopt.measure.accuracy import Evaluation
+from tfopt.measure import accuracy, environment, gate, latency, scores, statistics
+from tfopt.measure.accuracy import Drop, Evaluation
 from tfopt.measure.diagnosis import Diagnosis
-from tfopt.measure.metrics import AGREEMENT
+from tfopt.measure.scores import Scores
 from tfopt.search.budget import Budget
 from tfopt.search.reestimation import Gain
 from tfopt.search.run import Run
@@ -25,6 +25,7 @@ TIMED = (
     "speedup_high", "verdict", "timing",
 )  # fmt: skip
 HIGH_STEAL = 0.1
+MAX_CLASSES = 200  # whose recall is listed
 NUM_LAYERS = 10  # that the report shows of a variant
 
 
@@ -70,8 +71,9 @@ def row(run: Run, variant: Variant) -> dict[str, Any]:
     notes += timed.get("notes", [])
     notes += [cold["note"]] if "note" in cold else []
     _add_diagnosis(run, values, variant)
-    drop, num_examples = _add_accuracy(run, values, variant)
-    reason = run.budget.violation(values, drop, num_examples)
+    drops = _add_accuracy(run, values, variant)
+    notes += values["accuracy_notes"]
+    reason = run.budget.violation(values, drops)
     return values | {
         "status": "over_budget" if reason else "ok",
         "reason": reason or " ".join(notes),
@@ -86,7 +88,9 @@ def wrong(run: Run, variant: Variant) -> str | None:
     fidelity = _open_evaluation(run.evaluation_file(variant)).fidelity
     if variant.student:  # another model by intention
         return gate.what_is_wrong(fidelity, None)
-    limit = gate.limit_db(variant.precision, has_tf32=bool(environment.gpus()))
+    limit = gate.limit_db(
+        variant.precision, run.source.computes_in, has_tf32=bool(environment.gpus())
+    )
     chosen = run.budget.min_sqnr_db
     return gate.what_is_wrong(fidelity, limit if chosen is None else chosen)
 
@@ -103,8 +107,8 @@ def clearly_worse(run: Run) -> list[Variant]:
         timed = run.timed(variant)
         if timed is None or run.failure(variant) is not None:
             continue
-        drop = _accuracy_drop(run.evaluation_file(run.as_saved), run.evaluation_file(variant))
-        if drop.low > 0:
+        drops = _accuracy_drops(run.evaluation_file(run.as_saved), run.evaluation_file(variant))
+        if any(drop.interval.low > 0 for drop in drops):
             speedups[variant] = timed["speedup"]
     return sorted(speedups, key=lambda variant: speedups[variant], reverse=True)
 
@@ -121,13 +125,33 @@ def timed(baseline: latency.Timing, candidate: latency.Timing) -> dict[str, Any]
     }
 
 
-def _add_accuracy(
-    run: Run, values: dict[str, Any], variant: Variant
-) -> tuple[statistics.Interval | None, int]:
+def doubts(run: Run) -> list[str]:
+    """Why metrics and labels may not belong together, by the model as saved."""
+    found = _open_evaluation(run.evaluation_file(run.as_saved)).scores
+    sentences = {name: scores.doubt(of_output) for name, of_output in found.items()}
+    return [
+        sentence if len(found) == 1 else f"Output {name!r}: {sentence}"
+        for name, sentence in sentences.items()
+        if sentence is not None
+    ]
+
+
+def _add_accuracy(run: Run, values: dict[str, Any], variant: Variant) -> list[Drop] | None:
+    """Adds the figures of accuracy; returns the drops that the budget limits."""
     evaluation = _open_evaluation(run.evaluation_file(variant))
-    values["accuracy"] = evaluation.accuracy
+    values["metrics"] = {
+        name: {
+            "metric": found.metric,
+            "accuracy": found.value,
+            "recall": scores.recall(found) if len(found.found) <= MAX_CLASSES else {},
+        }
+        for name, found in evaluation.scores.items()
+    }
+    values["accuracy"] = next(iter(evaluation.values.values()), None)
+    values["accuracy_notes"] = []
     if variant == run.as_saved:
-        return None, 0
+        values["accuracy_notes"] = doubts(run)
+        return None
     found = evaluation.fidelity.values()
     agreements = [item.agreement for item in found if not math.isnan(item.agreement)]
     errors = [item.max_abs_error for item in found if not math.isnan(item.max_abs_error)]
@@ -137,23 +161,45 @@ def _add_accuracy(
         name: {key: plain(value) for key, value in dataclasses.asdict(found).items()}
         for name, found in evaluation.fidelity.items()
     }
-    before = accuracy.answers(_open_evaluation(run.evaluation_file(run.as_saved)))
-    after = accuracy.answers(evaluation)
+    reference = _open_evaluation(run.evaluation_file(run.as_saved))
+    if not evaluation.scores:
+        values["question"] = accuracy.question(evaluation)
+    drops = _accuracy_drops(run.evaluation_file(run.as_saved), run.evaluation_file(variant))
+    for drop in drops:
+        if (name := drop.output or next(iter(evaluation.scores), "")) in values["metrics"]:
+            values["metrics"][name] |= {
+                "accuracy_drop": drop.interval.estimate,
+                "accuracy_drop_high": plain(drop.interval.high),
+                "unit": drop.unit,
+            }
+            note = scores.recall_note(reference.scores[name], evaluation.scores[name])
+            of = f"Output {name!r}: " if drop.output else ""
+            values["accuracy_notes"] += [] if note is None else [of + note]
+    worst = drops[0]
+    name = worst.output or next(iter(evaluation.scores), "")
+    if worst.output:
+        values["accuracy"] = evaluation.values[name]
+        values["accuracy_notes"].insert(
+            0, f"The accuracy is {worst.metric} of output {name!r}, which lost most."
+        )
+    if name in evaluation.scores:
+        _add_mcnemar(values, reference.scores[name], evaluation.scores[name])
+    values["accuracy_drop"] = worst.interval.estimate
+    values["accuracy_drop_high"] = plain(worst.interval.high)
+    # The unchanged model is a legal answer whatever its rounding does to a close call.
+    limited = None if variant in run.plan.baselines else drops
+    values["is_accurate"] = run.budget.lost(limited) is None
+    return limited
+
+
+def _add_mcnemar(values: dict[str, Any], reference: Scores, found: Scores) -> None:
+    before, after = scores.answers(reference), scores.answers(found)
     if before is not None and after is not None:
         values["mcnemar"] = {
             "num_lost": int((before & ~after).sum()),
             "num_gained": int((~before & after).sum()),
             "p_value": statistics.mcnemar(before, after),
         }
-    if evaluation.metric == AGREEMENT:
-        values["question"] = accuracy.question(evaluation)
-    drop = _accuracy_drop(run.evaluation_file(run.as_saved), run.evaluation_file(variant))
-    values["accuracy_drop"] = drop.estimate
-    values["accuracy_drop_high"] = drop.high if math.isfinite(drop.high) else None
-    num_compared = max((len(lost) for lost in evaluation.lost.values()), default=0)
-    num_examples = max(len(evaluation.scores), len(evaluation.labels), num_compared)
-    # The unchanged model is a legal answer whatever its rounding does to a close call.
-    return (None if variant in run.plan.baselines else drop), num_examples
 
 
 def _add_diagnosis(run: Run, values: dict[str, Any], variant: Variant) -> None:
@@ -171,8 +217,8 @@ def _open_evaluation(path: Path) -> Evaluation:
     return _opened(path, path.stat().st_mtime_ns)
 
 
-def _accuracy_drop(baseline: Path, candidate: Path) -> statistics.Interval:
-    return _drop(baseline, candidate, baseline.stat().st_mtime_ns, candidate.stat().st_mtime_ns)
+def _accuracy_drops(baseline: Path, candidate: Path) -> list[Drop]:
+    return _drops(baseline, candidate, baseline.stat().st_mtime_ns, candidate.stat().st_mtime_ns)
 
 
 # Another search may write other evaluations under the same names.
@@ -183,9 +229,9 @@ def _opened(path: Path, changed_ns: int) -> Evaluation:
 
 
 @functools.lru_cache(maxsize=1024)
-def _drop(baseline: Path, candidate: Path, *changed_ns: int) -> statistics.Interval:
+def _drops(baseline: Path, candidate: Path, *changed_ns: int) -> list[Drop]:
     del changed_ns
-    return accuracy.accuracy_drop(_open_evaluation(baseline), _open_evaluation(candidate))
+    return accuracy.accuracy_drops(_open_evaluation(baseline), _open_evaluation(candidate))
 
 
 def write(run: Run, chosen: str | None = None) -> Comparison:
@@ -213,7 +259,7 @@ def write(run: Run, chosen: str | None = None) -> Comparison:
         "seconds": _seconds(run),
     }
     gain = (run.ledger.get("reestimate") or {"gain": None})["gain"]
-    offers = [] if gain is None else [Gain(**gain).offer(run.metric)]
+    offers = [] if gain is None else [Gain(**gain).offer()]
     details["summary"] = " ".join([_summarize(rows, details, run.budget), *offers])
     comparison = Comparison(tuple(rows), details, run.folder)
     comparison.save(run.folder)
@@ -270,16 +316,27 @@ def _summarize(rows: Sequence[dict[str, Any]], details: dict[str, Any], budget: 
             f"baseline {details['baseline']}, the fastest unchanged way of running it."
         )
     if is_faster and chosen.get("accuracy_drop") is not None:
-        what = (
-            f"{details['metric']} is {chosen['accuracy']:.4g} against {as_saved['accuracy']:.4g}"
-            if chosen.get("accuracy") is not None
-            else f"Against the model's own outputs, {chosen['question']} is "
-            f"{chosen['accuracy_drop']:.4g}"
-        )
-        high = chosen.get("accuracy_drop_high")
-        bound = f" (the drop is at most {high:.4g}, 95 % bound)" if high is not None else ""
-        parts.append(f"{what}{bound}.")
+        parts += _summarize_accuracy(chosen, as_saved)
     return " ".join(parts)
+
+
+def _summarize_accuracy(chosen: dict[str, Any], as_saved: dict[str, Any]) -> list[str]:
+    """What the chosen variant loses, a sentence for each metric."""
+
+    def bounded(what: str, high: float | None) -> str:
+        bound = "" if high is None else f" (the drop is at most {high:.4g}, 95 % bound)"
+        return f"{what}{bound}."
+
+    if not chosen["metrics"]:
+        what = f"Against the model's own outputs, {chosen['question']} is "
+        return [bounded(f"{what}{chosen['accuracy_drop']:.4g}", chosen["accuracy_drop_high"])]
+    sentences = []
+    for name, found in chosen["metrics"].items():
+        of = f" of output {name!r}" if len(chosen["metrics"]) > 1 else ""
+        before = as_saved["metrics"][name]["accuracy"]
+        what = f"{found['metric']}{of} is {found['accuracy']:.4g} against {before:.4g}"
+        sentences.append(bounded(what, found["accuracy_drop_high"]))
+    return sentences
 
 
 def _summarize_nothing(
@@ -289,7 +346,7 @@ def _summarize_nothing(
         return "Nothing was measured yet."
     if any(values["status"] == "ok" for values in rows):
         return f"{len(measured)} of {len(rows)} variants are measured; none is chosen yet."
-    accurate = [values for values in measured if "accuracy drop" not in values["reason"]]
+    accurate = [values for values in measured if values.get("is_accurate", True)]
     nearest = min(accurate, key=budget.excess)
     return (
         f"Nothing meets the limits. {nearest['variant']} is nearest: {nearest['reason']} "

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfopt.artifact import Artifact
 from tfopt.dataset import Dataset
+from tfopt.measure.metrics import AGREEMENT
 from tfopt.search import steps
 from tfopt.search.budget import Budget
 from tfopt.search.candidates import Plan
@@ -27,8 +28,8 @@ class Run:
       plan: what is tried.
       ledger: finished steps.
       budget: the limits.
-      metric: name of the metric.
-      output_name: the output that it looks at; None is all of them, without labels.
+      scored: the metric of each output that has labels; None where the labels decide.
+      output_name: the only output that is asked about; None is all of them.
       batch_size: of the timings.
       num_threads: of every runtime.
       seed: of the order of timings.
@@ -42,7 +43,7 @@ class Run:
     plan: Plan
     ledger: Ledger
     budget: Budget
-    metric: str
+    scored: dict[str, str | None]
     output_name: str | None
     batch_size: int
     num_threads: int
@@ -68,6 +69,20 @@ class Run:
     def source_of(self, variant: Variant) -> Source:
         """What a variant is converted from: the model, or a student of it."""
         return self.students[variant.student] if variant.student else self.source
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The metric of each output that has labels, as soon as the model as saved was run."""
+        record = self.ledger.get("metrics")
+        return {} if record is None else record["metrics"]
+
+    @property
+    def metric(self) -> str:
+        """The metrics in words, as `--metric` takes them."""
+        names = list(self.metrics.values())
+        if len(names) > 1:
+            return ",".join(f"{output}={name}" for output, name in self.metrics.items())
+        return names[0] if names else AGREEMENT
 
     @property
     def as_saved(self) -> Variant:

@@ -21,7 +21,7 @@ from tfopt.search import finalists, interrupts, reestimation, results, steps, st
 from tfopt.search.budget import Budget
 from tfopt.search.options import Options
 from tfopt.search.preparing import prepare
-from tfopt.search.remote import Timed
+from tfopt.search.remote import RemoteSession, Timed
 from tfopt.search.run import Run
 from tfopt.search.timing import figures, time_sessions
 from tfopt.search.workers import Workers, open_in
@@ -52,6 +52,7 @@ class Search:
         self.command = command
         self.workers = Workers(folder, options, is_tensorflow)
         self._best_speedup = 0.0
+        self._reasons: dict[str, Variant] = {}  # who had each first
         self._raise_interrupt: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
@@ -122,6 +123,9 @@ class Search:
             self._measure(run, variant)
             if variant == run.as_saved and (reason := run.failure(variant)):
                 raise ResultError(f"The model itself does not run on this data: {reason}")
+            if variant == run.as_saved and is_new:
+                for doubt in results.doubts(run):
+                    self.progress.say(f"Warning: {doubt}")
         if is_new:
             with self._clock() as clock:
                 timed = self._time_pilot(run)
@@ -160,12 +164,19 @@ class Search:
         self._diagnose(run, variant)
         self._report(run, variant, is_new)
 
+    def _finish_without_time(
+        self, variant: Variant, status: str, reason: str, is_new: bool
+    ) -> None:
+        first = self._reasons.setdefault(reason, variant)
+        why = reason if first == variant else f"for the same reason as {first}"
+        self.progress.finish(f"{variant}: {status}, {why}", is_new=is_new)
+
     def _report(self, run: Run, variant: Variant, is_new: bool) -> None:
         if (reason := run.failure(variant)) is not None:
-            self.progress.finish(f"{variant}: failed, {reason}", is_new=is_new)
+            self._finish_without_time(variant, "failed", reason, is_new)
             return
         if (reason := results.wrong(run, variant)) is not None:
-            self.progress.finish(f"{variant}: wrong, {reason}", is_new=is_new)
+            self._finish_without_time(variant, "wrong", reason, is_new)
             return
         timed = run.timed(variant)
         assert timed is not None
@@ -228,8 +239,10 @@ class Search:
                     session = sessions[str(variant)]
                     if session.cold_start.is_first:
                         cold_start = session.cold_start
+                    if variant == run.as_saved:
+                        self._choose_metrics(run, session)
                     session.evaluate(
-                        run.metric,
+                        run.metrics,
                         run.output_name,
                         run.reference_folder,
                         run.evaluation_file(variant),
@@ -249,6 +262,16 @@ class Search:
         run.ledger.add("measure", variant, **values, **clock)
         if cold_start is not None and values["reason"] is None:
             _add_cold_start(run, variant, cold_start, seconds=0.0)
+
+    def _choose_metrics(self, run: Run, session: RemoteSession) -> None:
+        """Settles the metric of each output by the model as saved, unless that was done."""
+        if run.ledger.get("metrics") is not None:
+            return
+        open_questions = [name for name, metric in run.scored.items() if metric is None]
+        chosen = session.choose_metrics(open_questions) if open_questions else {}
+        metrics = {name: metric or chosen[name] for name, metric in run.scored.items()}
+        run.ledger.add("metrics", metrics=metrics)
+        self.progress.say(f"Metric: {run.metric}.")
 
     def _diagnose(self, run: Run, variant: Variant) -> None:
         """Looks for what makes a variant slow or inaccurate, unless that was done."""
@@ -381,15 +404,18 @@ class Search:
         file = run.folder / "evaluations" / f"{variant.slug}.reestimated.npz"
         with self.workers.measuring(variant) as worker:
             session = open_in(worker, run, made)
-            session.evaluate(run.metric, run.output_name, run.reference_folder, file)
+            session.evaluate(run.metrics, run.output_name, run.reference_folder, file)
         shutil.rmtree(folder)
         before, after = Evaluation.open(run.evaluation_file(variant)), Evaluation.open(file)
-        won = accuracy.accuracy_drop(after, before)
-        if not won.low > 0 or before.accuracy is None or after.accuracy is None:
+        if not after.scores:
             return None
+        won = accuracy.accuracy_drops(after, before)[0]
+        if not won.interval.low > 0:
+            return None
+        output = won.output or next(iter(after.scores))
         return reestimation.Gain(
-            str(variant), found.layer, found.shift,
-            before.accuracy, after.accuracy, won.low, won.high,
+            str(variant), found.layer, found.shift, before.values[output], after.values[output],
+            won.interval.low, won.interval.high, won.metric,
         )  # fmt: skip
 
     def _cold_starts(self, run: Run) -> None:

@@ -76,8 +76,8 @@ def convert(
     )
     try:
         runtime.convert(variant, conversion)
-        if (suitability := runtime.precision_of(variant).suitability) is not None:
-            conversion.notes.append(suitability().reason)
+        if (suitability := runtime.suitability(variant)) is not None:
+            conversion.notes.append(suitability.reason)
         if not list(unfinished.iterdir()):
             raise ConversionError("The converter wrote nothing.")
         size_bytes, compressed_bytes = measure_files(unfinished)
@@ -327,11 +327,16 @@ def measure_load(
         return throughput.open_loop(sessions, batches, arrival_rate_per_s, seconds, seed)
 
 
+def choose_metrics(folder: Path, data: Dataset, output_names: list[str]) -> dict[str, str]:
+    """The metrics that fit the labels of an open session; see `accuracy.choose_metrics`."""
+    return accuracy.choose_metrics(_open[str(folder)].session, data.evaluation, output_names)
+
+
 def evaluate(
     folder: Path,
     data: Dataset,
     *,
-    metric: str,
+    metrics: dict[str, str],
     output_name: str | None,
     batch_size: int,
     reference_folder: Path,
@@ -340,6 +345,15 @@ def evaluate(
     """Runs an open session over the evaluation examples and writes its scores.
 
     The first session that is evaluated is the reference: its outputs go to `reference_folder`.
+
+    Args:
+      folder: of the artifact.
+      data: with the examples.
+      metrics: by output.
+      output_name: the only output that is asked about; None is all of them.
+      batch_size: examples in each run, where that changes results.
+      reference_folder: the outputs of the model as saved.
+      evaluation_file: gets the scores.
     """
     session = _open[str(folder)].session
     is_reference = not (reference_folder / OUTPUTS_FILE).exists()
@@ -347,7 +361,7 @@ def evaluate(
     accuracy.evaluate(
         session,
         data.evaluation,
-        metric_name=metric,
+        metrics=metrics,
         output_name=output_name,
         batch_size=batch_size
         if declared.is_batch_dependent

@@ -14,8 +14,9 @@ from typing import Any
 
 from tfopt import live
 from tfopt import source as sources
-from tfopt.dataset import LABELS, in_memory
+from tfopt.dataset import in_memory
 from tfopt.errors import MAX_REASON, ConversionError, InputError, ResultError, first_line
+from tfopt.examples import is_input_column, is_label_column, output_of
 from tfopt.keras_files import load_keras_file
 from tfopt.npz import NpzFile
 from tfopt.progress import Progress, duration
@@ -142,7 +143,7 @@ def train(teacher: Path, source: Source, data: Any, folder: Path, options: Train
     from tfopt.distillation.students import make_student
     from tfopt.distillation.teacher import Teacher
 
-    train, validation = in_memory(data, source.signature)
+    train, validation, _ = in_memory(data, source.signature)
     try:
         model: Any = teacher
         if teacher.suffix.lower() in (".keras", ".h5"):
@@ -235,11 +236,12 @@ def _as_arrays(train: Mapping[str, Any], validation: Mapping[str, Any] | None) -
     """What `in_memory` read, as `distill` takes it."""
     found = {}
     for part, chunk in (("train", train), ("test", validation or {})):
-        named = {name: array for name, array in chunk.items() if name != LABELS}
+        labels = {output_of(name): array for name, array in chunk.items() if is_label_column(name)}
+        named = {name: array for name, array in chunk.items() if is_input_column(name)}
         for name, array in named.items():
             found[f"{'x' if len(named) == 1 else name}_{part}"] = array
-        if LABELS in chunk:
-            found[f"y_{part}"] = chunk[LABELS]
+        for output, array in labels.items():
+            found[f"{output or 'y'}_{part}"] = array
     return found
 
 

@@ -16,10 +16,11 @@ from tfopt.output_folder import Contents
 from tfopt.progress import Progress
 from tfopt.train import several_workers, training_data
 from tfopt.train.compiling import compile_options, is_compiled, overrider
+from tfopt.train.data_errors import told
 from tfopt.train.layers import Layer, Pattern, framework_of
 from tfopt.train.precision import check_policy, set_precision
 from tfopt.train.profile import PrecisionProfile, profile_precision
-from tfopt.train.resumable import FILES, STATE, ResumableFit, told
+from tfopt.train.resumable import FILES, STATE, ResumableFit
 from tfopt.train.training_data import TrainingData
 
 BATCH_SIZE = 32
@@ -137,7 +138,9 @@ def fine_tune(
     strategy = several_workers.strategy()
     load = functools.partial(load_keras_file, path, custom_objects, trust_model=trust_model)
     loaded, profile = load(), None
-    found = training_data.read(data, loaded)
+    found = training_data.read(data, loaded, progress=progress.counter("examples"))
+    for note in found.notes:
+        progress.say(f"Note: {note}")
     for text in _compile(loaded, found, learning_rate, jit_compile):
         progress.say(text)
     if max_error is not None:

@@ -129,6 +129,18 @@ def output_layers(model: Layer) -> list[Layer]:
     return found
 
 
+def layer_behind(tensor: Any) -> Layer | None:
+    """The innermost layer that a symbolic tensor comes from; None if it is no layer's alone."""
+    history = getattr(tensor, "_keras_history", None)
+    made_by = getattr(history, "operation", None) or getattr(history, "layer", None)
+    if made_by is None or not hasattr(made_by, "dtype_policy"):
+        return None
+    if not is_model(made_by):
+        return made_by
+    inner = list(getattr(made_by, "outputs", None) or ())
+    return layer_behind(inner[0]) if len(inner) == 1 else None
+
+
 def inputs_of(layer: Layer) -> list[Layer]:
     """The layers whose outputs a layer was last called on, as far as they are known."""
     nodes = getattr(layer, "_inbound_nodes", None)

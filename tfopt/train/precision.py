@@ -30,6 +30,7 @@ from tfopt.train.layers import (
     settle_model,
     walk,
 )
+from tfopt.train.loss_scaling import warn_of_own_step
 
 
 def set_precision(model: Layer, policy: str, keep_float32: Sequence[Pattern] = ()) -> Layer:
@@ -62,6 +63,7 @@ def set_precision(model: Layer, policy: str, keep_float32: Sequence[Pattern] = (
     names = choose([model], policy, patterns, is_strict=True)
     copy = copies.copy_with_policies(model, names, policy)
     compiling.compile_like(model, copy)
+    warn_of_own_step(copy, stacklevel=2)
     return copy
 
 
@@ -94,7 +96,8 @@ def precision(policy: str, keep_float32: Sequence[Pattern] = ()) -> Iterator[Non
             if name == "keras" or name in sys.modules:
                 stack.enter_context(_applied(importlib.import_module(name), policy, patterns, made))
         yield
-    _settle(made, policy, patterns, is_strict=True)
+    for model in _settle(made, policy, patterns, is_strict=True):
+        warn_of_own_step(model, stacklevel=3)
 
 
 def check_policy(policy: str) -> None:
@@ -140,6 +143,8 @@ def _applied(
     def settling_compile(model: Layer, /, *args: Any, **kwargs: Any) -> None:
         _settle(made, policy, patterns)
         compile_(model, *args, **kwargs)
+        if any(layer is model for layer in (reference() for reference in made)):
+            warn_of_own_step(model, stacklevel=2)
 
     with global_policy(keras, policy), listening(keras, hear):
         trainer.compile = settling_compile
@@ -151,16 +156,18 @@ def _applied(
 
 def _settle(
     made: Sequence[weakref.ref[Layer]], policy: str, patterns: Patterns, is_strict: bool = False
-) -> None:
-    """Turns those of the layers that are to be kept to float32."""
+) -> list[Layer]:
+    """Turns those of the layers that are to be kept to float32; returns the outermost models."""
     layers = [layer for layer in (reference() for reference in made) if layer is not None]
     roots = _outermost(layers)
     names = choose(roots, policy, patterns, is_strict)
     for place in walk(*roots):
         if names[id(place.layer)] == "float32" and policy_name(place.layer) == policy:
             set_policy(place.layer, "float32")
-    for root in filter(is_model, roots):
-        settle_model(root)
+    models = list(filter(is_model, roots))
+    for model in models:
+        settle_model(model)
+    return models
 
 
 def _outermost(layers: Sequence[Layer]) -> list[Layer]:

@@ -16,6 +16,7 @@ from tfopt.output_folder import Contents
 from tfopt.progress import Progress
 from tfopt.train import several_workers
 from tfopt.train.backup import BackupAndRestore
+from tfopt.train.data_errors import told
 from tfopt.train.layers import Layer, framework_of
 from tfopt.train.watch import PrecisionWatch
 
@@ -195,24 +196,6 @@ class ResumableFit:
                     f"The {name} is not that of the run to resume in {self.folder}; give the same, "
                     "or another `output_dir`."
                 )
-
-
-@contextlib.contextmanager
-def told(subject: str) -> Iterator[None]:
-    """Makes errors of Keras and TensorFlow that data can be blamed for a sentence."""
-    import tensorflow as tf
-
-    try:
-        yield
-    except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
-        raise InputError(f"{subject} cannot be trained on these data: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The line that tells; errors inside a graph come with its whole story."""
-    before, found, _ = str(error).partition("[[{{node")
-    lines = [line.strip() for line in before.splitlines() if line.strip()]
-    return lines[-1] if found and lines else first_line(error)
 
 
 class _Record(KerasCallback):

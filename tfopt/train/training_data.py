@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfopt import dataset as datasets
+from tfopt import keras_names, live
+from tfopt.dataset.streams import is_bounded, open_text
 from tfopt.errors import InputError
+from tfopt.examples import is_input_column, is_label_column, is_weight_column, output_of
 from tfopt.signature import Signature, TensorSpec
 from tfopt.train.batches import leaves
 from tfopt.train.layers import Layer, framework_of, output_layers
@@ -28,10 +31,12 @@ class TrainingData:
       train: `x`, `y` and perhaps `sample_weight`, arrays (`x` alone where labels may be missing);
         or `x`, which yields batches.
       validation: what `validation_data` takes, or None.
+      notes: what was cast and where reading stopped, one sentence each.
     """
 
     train: dict[str, Any]
     validation: Any
+    notes: tuple[str, ...] = ()
 
     @property
     def is_batched(self) -> bool:
@@ -66,48 +71,38 @@ def _first(inputs: Any) -> Any:
     return inputs[:2]
 
 
-def read(data: Any, model: Layer, needs_labels: bool = True) -> TrainingData:
+def read(
+    data: Any,
+    model: Layer,
+    needs_labels: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> TrainingData:
     """Reads arrays into memory, and leaves data sets that yield batches as they are.
 
     Args:
       data: as `fine_tune` takes them.
       model: which the inputs are for.
       needs_labels: whether arrays without labels are refused.
+      progress: called with the number of examples so far.
 
     Raises:
       InputError: when there are none, they do not fit the model, have no labels, or never end.
     """
     if isinstance(data, (str, Path)):
-        data = datasets.open_text(str(data))
+        data = open_text(str(data))
     if isinstance(data, tuple) and len(data) == 2 and all(map(_yields_batches, data)):
-        return TrainingData({"x": _finite(data[0])}, data[1])
+        return TrainingData({"x": _ending(data[0])}, _ending(data[1]))
     if _yields_batches(data):
-        return TrainingData({"x": _finite(data)}, None)
-    weights = {}
-    if isinstance(data, (tuple, list)) and len(data) == 3 and hasattr(data[1], "shape"):
-        weights = {"sample_weight": np.asarray(data[2])}
-        data = tuple(data[:2])
-    elif callable(data):
-        element = next(iter(data()), None)
-        if isinstance(element, tuple) and len(element) == 3:
-            raise InputError(
-                "The generator yields weights of examples, which are not read from one; return a "
-                "tf.data.Dataset of (x, y, weight)."
-            )
-    signature = Signature("fit", _specs(model), ())
-    parts = datasets.in_memory(data, signature)
-    train, validation = (_arrays(part, needs_labels) for part in parts)
-    assert train is not None
-    if train[1] is None:
-        return TrainingData({"x": train[0]}, None)
-    if validation is not None and validation[1] is None:
-        validation = None
-    if weights and len(weights["sample_weight"]) != len(train[1]):
-        raise InputError(
-            f"There are {len(weights['sample_weight'])} weights for {len(train[1])} examples; "
-            "expected one for each."
-        )
-    return TrainingData({"x": train[0], "y": train[1], **weights}, validation)
+        return TrainingData({"x": _ending(data)}, None)
+    train, test, notes = datasets.in_memory(data, _signature(model), progress)
+    arguments = _arguments(train, model)
+    if "y" not in arguments:
+        if needs_labels:
+            raise InputError("The data have no labels; name them y, or y_train and y_test.")
+        return TrainingData({"x": arguments["x"]}, None, notes)
+    held_out = {} if test is None else _arguments(test, model)
+    validation = tuple(held_out.values()) if "y" in held_out else None
+    return TrainingData(arguments, validation, notes)
 
 
 def _yields_batches(data: Any) -> bool:
@@ -116,32 +111,50 @@ def _yields_batches(data: Any) -> bool:
     return bool(names & {"DatasetV2", "PyDataset", "Sequence"})
 
 
-def _finite(data: Any) -> Any:
-    if hasattr(data, "cardinality") and int(data.cardinality()) == -1:  # tf.data.INFINITE
-        raise InputError("The data set never ends, and so would no epoch; leave out repeat().")
+def _ending(data: Any) -> Any:
+    is_bounded(data)  # raises where it is known not to end
     return data
 
 
-def _arrays(
-    chunk: Mapping[str, np.ndarray] | None, needs_labels: bool
-) -> tuple[Any, np.ndarray | None] | None:
-    if chunk is None:
-        return None
-    inputs = {name: array for name, array in chunk.items() if name != datasets.LABELS}
-    if needs_labels and datasets.LABELS not in chunk:
-        raise InputError("The data have no labels; name them y, or y_train and y_test.")
-    found = inputs if len(inputs) > 1 else next(iter(inputs.values()))
-    return found, chunk.get(datasets.LABELS)
+def _arguments(chunk: Mapping[str, np.ndarray], model: Layer) -> dict[str, Any]:
+    """What `fit` takes: `x`, `y` and `sample_weight`, the latter two where they are there.
+
+    Keras 3 takes a dictionary of labels only for a model that returns one.
+    """
+    outputs = [port.key for port in keras_names.outputs_of(model)]
+    is_dict = isinstance(getattr(model, "output", None), Mapping)
+    inputs = {name: array for name, array in chunk.items() if is_input_column(name)}
+    found: dict[str, Any] = {"x": inputs if len(inputs) > 1 else next(iter(inputs.values()))}
+    for name, is_one in (("y", is_label_column), ("sample_weight", is_weight_column)):
+        by_output = {output_of(column): chunk[column] for column in chunk if is_one(column)}
+        if None in by_output:
+            found[name] = by_output[None]
+        elif by_output and not is_dict and by_output.keys() == set(outputs):
+            found[name] = [by_output[output] for output in outputs]
+        elif by_output:
+            found[name] = by_output
+    return found
 
 
-def _specs(model: Layer) -> tuple[TensorSpec, ...]:
-    inputs = getattr(model, "inputs", None) or ()  # a subclass may have none
-    names = getattr(model, "input_names", None) or [tensor.name for tensor in inputs]
-    specs = [
-        TensorSpec(name, tuple(tensor.shape), np.dtype(_dtype(tensor)).name)
-        for name, tensor in zip(names, inputs, strict=False)
+def _ports(model: Layer, tensors: Any) -> list[keras_names.Port]:
+    return keras_names.inputs_of(live.named_inputs(model)) if tensors else []
+
+
+def _signature(model: Layer) -> Signature:
+    """Inputs and outputs by the names that `fit` takes, in the order of the model."""
+    tensors = getattr(model, "inputs", None) or ()  # a subclass may have none
+    inputs = [
+        TensorSpec(port.key, tuple(tensor.shape), np.dtype(_dtype(tensor)).name, place,
+                   (port.layer,))
+        for place, (port, tensor) in enumerate(
+            zip(_ports(model, tensors), tensors, strict=True)
+        )
+    ]  # fmt: skip
+    outputs = [
+        TensorSpec(port.key, None, "float32", place, (port.layer,))
+        for place, port in enumerate(keras_names.outputs_of(model))
     ]
-    return tuple(specs) or (TensorSpec("x", None, "float32"),)
+    return Signature("fit", tuple(inputs) or (TensorSpec("x", None, "float32"),), tuple(outputs))
 
 
 def _dtype(tensor: Any) -> Any:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import collections
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tfopt.errors import InputError
 from tfopt.keras_callback import KerasCallback
-from tfopt.train.layers import Layer, framework_of, walk
-from tfopt.train.loss_scaling import is_scaled, scale_variable
+from tfopt.train.forward import ForwardCheck
+from tfopt.train.gradients import Counts, Tally
+from tfopt.train.layers import Layer, framework_of
+from tfopt.train.loss_scaling import is_scaled, scale_variable, warn_of_own_step
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +21,12 @@ EVERY = 100
 MAX_OVERFLOWS = 30  # in a row: by then the scale has been divided by 10⁹
 MAX_NOT_FINITE = 3  # in a row without loss scaling, where the first spoils the weights
 MAX_ZERO_STEPS = 20  # in a row, of all gradients
-SAMPLE_SIZE = 4096  # values of a variable's gradient that are looked at for zeros and underflow
+MIN_LOSS_SCALE = 1.0  # here even losses that are not scaled overflow; tf_keras stops at it
+ALL_FINITE = (
+    "The outputs of all layers are finite: train in mixed_bfloat16, which has the range of "
+    "float32, or look for a value in the labels or the loss that is not finite."
+)
+NUM_CHECKED = 64  # batches at most whose forward pass is looked at, where some overflow
 
 
 class PrecisionWatch(KerasCallback):
@@ -52,7 +55,9 @@ class PrecisionWatch(KerasCallback):
 
     Training is stopped, with a warning that says why and what to do, when 30 steps in a row
     overflowed in spite of loss scaling, 3 without it were not finite, or all gradients that were
-    looked at in 20 were 0.
+    looked at in 20 were 0. When gradients overflow without end, or the loss scale falls to 1,
+    the next batches are run with a look at every layer, so that the warning can name the first one
+    whose output is not finite; where all are finite a low scale alone does not stop training.
 
     Args:
       every: batches between two looks at what was counted, which wait for the device.
@@ -73,9 +78,12 @@ class PrecisionWatch(KerasCallback):
         self.problem: str | None = None
         self._every, self._log_dir = every, log_dir
         self._rows: list[dict[str, float]] = []
-        self._counts: _Counts | None = None
+        self._counts: Counts | None = None
         self._writer: Any = None
         self._step = self._num_batches = 0
+        self._check: ForwardCheck | None = None
+        self._pending: Callable[[str | None], str | None] | None = None
+        self._checked_scale = MIN_LOSS_SCALE
 
     @property
     def history(self) -> pd.DataFrame:
@@ -108,7 +116,9 @@ class PrecisionWatch(KerasCallback):
                 f"The optimizer is a {type(optimizer).__name__}; expected one of Keras or tf_keras."
             )
         self.problem, self._rows, self._step, self._num_batches = None, [], 0, 0
-        self._counts = None
+        self._counts, self._check, self._pending = None, None, None
+        self._checked_scale = MIN_LOSS_SCALE
+        warn_of_own_step(self.model, stacklevel=3)
         if self.model.built:
             with self.model.distribute_strategy.scope():
                 self._start_counting()
@@ -122,6 +132,8 @@ class PrecisionWatch(KerasCallback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Leaves the optimizer as it was."""
+        if self._check is not None:
+            self._finish_check(is_last=True)
         _stop_listening(self.model.optimizer)
         self.model.train_function = None  # traced with this callback in it
         if self._writer is not None:
@@ -136,7 +148,9 @@ class PrecisionWatch(KerasCallback):
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Looks at what was counted, every so many batches."""
         self._num_batches += 1
-        if self._num_batches % self._every == 0:
+        if self._check is not None:
+            self._finish_check()
+        elif self._num_batches % self._every == 0:
             self._look()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -152,7 +166,7 @@ class PrecisionWatch(KerasCallback):
             logs.update(self._with_scale(self._counts.of_epoch.figures()))
 
     def _start_counting(self) -> None:
-        self._counts = _Counts(self.model)
+        self._counts = Counts(self.model)
         _warn_without_scaling(self.model, self._counts)
 
     def _hear(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
@@ -185,18 +199,52 @@ class PrecisionWatch(KerasCallback):
         self._rows.append(row)
         self._write(row)
         if self.problem is None:
-            scale = row.get("loss_scale")
-            bad = [place for place, num in zip(counts.places, since.overflows, strict=True) if num]
-            self.problem = find_problem(
-                bad_streak=counts.bad_streak,
+            self._judge(counts, since, row.get("loss_scale"))
+
+    def _judge(self, counts: Counts, since: Tally, scale: float | None) -> None:
+        """Looks for a reason to stop, and for the layer where it begins if gradients overflow."""
+        bad = [place for place, num in zip(counts.places, since.overflows, strict=True) if num]
+        streaks = (counts.bad_streak, counts.zero_streak)
+        is_float16 = any(dtype == "float16" for _, dtype in counts.places)
+
+        def problem(cause: str | None) -> str | None:
+            return find_problem(
+                bad_streak=streaks[0],
                 bad=bad,
-                zero_streak=counts.zero_streak,
-                is_float16=any(dtype == "float16" for _, dtype in counts.places),
+                zero_streak=streaks[1],
+                is_float16=is_float16,
                 loss_scale=scale,
+                cause=cause,
             )
-            if self.problem is not None:
-                self.model.stop_training = True
-                warnings.warn(f"Training was stopped. {self.problem}", stacklevel=2)
+
+        self._pending = problem
+        if self._check is not None:
+            return
+        found = problem(None)
+        is_low = scale is not None and scale <= self._checked_scale and since.num_overflows > 0
+        if scale is not None and (is_low or (found and streaks[0] >= MAX_OVERFLOWS)):
+            self._checked_scale = min(scale, self._checked_scale) / 16
+            self._check = ForwardCheck(self.model)
+            self._check.start()
+        elif found is not None:
+            self._stop(found)
+
+    def _finish_check(self, is_last: bool = False) -> None:
+        """Ends looking at layers once there is a finding, or enough batches were looked at."""
+        assert self._check is not None and self._pending is not None
+        cause, problem = self._check.finding(), self._pending(None)
+        num_needed = NUM_CHECKED if problem is None else 1
+        if cause is None and self._check.num_batches < num_needed and not is_last:
+            return
+        self._check.stop()
+        self._check = None
+        if cause is not None or problem is not None:
+            self._stop(self._pending(cause or ALL_FINITE))
+
+    def _stop(self, problem: str | None) -> None:
+        self.problem = problem
+        self.model.stop_training = True
+        warnings.warn(f"Training was stopped. {problem}", stacklevel=2)
 
     def _write(self, row: Mapping[str, float]) -> None:
         if self._writer is None:
@@ -214,53 +262,6 @@ class PrecisionWatch(KerasCallback):
         self._writer.flush()
 
 
-class Tally:
-    """Sums over steps, for each variable.
-
-    Attributes:
-      num_steps: all.
-      num_overflows: steps in which some gradient was not finite.
-      num_seen: array of shape (variables,), float64: steps in which a variable had a gradient.
-      sums: array of shape (variables, 2), float64: shares of zeros and of underflowing gradients.
-      overflows: array of shape (variables,), float64: steps in which not all were finite.
-      sizes: elements of each variable.
-    """
-
-    def __init__(self, sizes: Sequence[int]):
-        self.num_steps = self.num_overflows = 0
-        self.num_seen = np.zeros(len(sizes))
-        self.sums = np.zeros((len(sizes), 2))
-        self.overflows = np.zeros(len(sizes))
-        self.sizes = np.asarray(sizes, np.float64)
-
-    def add(self, other: Tally) -> None:
-        """Adds other steps."""
-        self.num_steps += other.num_steps
-        self.num_overflows += other.num_overflows
-        self.num_seen += other.num_seen
-        self.sums += other.sums
-        self.overflows += other.overflows
-
-    def shares(self, variables: Sequence[int] | slice = slice(None)) -> tuple[float, float]:
-        """Of zeros and of underflow; variables weigh as much as they have elements."""
-        seen = self.num_seen[variables]
-        weights = self.sizes[variables] * (seen > 0)
-        if not weights.any():
-            return 0.0, 0.0
-        means = self.sums[variables] / np.maximum(seen, 1)[:, None]
-        zeros, small = np.average(means, axis=0, weights=weights)
-        return float(zeros), float(small)
-
-    def figures(self) -> dict[str, float]:
-        """Of all variables together."""
-        zeros, small = self.shares()
-        return {
-            "overflow_steps": float(self.num_overflows),
-            "zero_gradients": zeros,
-            "underflowing_gradients": small,
-        }
-
-
 def find_problem(
     *,
     bad_streak: int,
@@ -268,6 +269,7 @@ def find_problem(
     zero_streak: int,
     is_float16: bool,
     loss_scale: float | None,
+    cause: str | None = None,
 ) -> str | None:
     """Why training cannot work, and what to do; None if it may.
 
@@ -277,14 +279,18 @@ def find_problem(
       zero_streak: steps up to the last one without a break in which all gradients were 0.
       is_float16: whether some layer computes in float16.
       loss_scale: at the last step; None without loss scaling.
+      cause: what was found out about the forward pass, a sentence, if that was looked at.
     """
     dtypes = {dtype for _, dtype in bad}
     what = f"The gradients of {_named(bad)} ({' and '.join(sorted(dtypes))}) were not finite"
     if loss_scale is not None and bad_streak >= MAX_OVERFLOWS:
         return (
-            f"{what} in the last {bad_streak} steps, and the loss scale fell to {loss_scale:.3g}: "
-            "keep the first of these layers in float32 (keep_float32=…), train in mixed_bfloat16, "
-            "or look for a value in the data or the loss that is not finite."
+            f"{what} in the last {bad_streak} steps, and the loss scale fell to {loss_scale:.3g}. "
+            f"{cause or ALL_FINITE}"
+        )
+    if loss_scale is not None and cause is not None and not zero_streak:
+        return (
+            f"Gradients overflow again and again: the loss scale fell to {loss_scale:.3g}. {cause}"
         )
     if loss_scale is None and bad_streak >= MAX_NOT_FINITE:
         other = ", train in mixed_bfloat16 (which has the range of float32)" * is_float16
@@ -302,230 +308,6 @@ def find_problem(
             )
         return f"All gradients of the last {zero_streak} steps were 0: {advice}."
     return None
-
-
-class _Counts:
-    """Counters on the device, by variable, and what was read of them."""
-
-    def __init__(self, model: Layer):
-        import tensorflow as tf
-
-        inside = {
-            id(variable): (place.path, str(place.layer.compute_dtype))
-            for place in walk(model)
-            for variable in place.layer.trainable_weights
-        }  # the innermost layer comes last
-        self.variables = list(model.trainable_variables)
-        own = (model.name, str(model.compute_dtype))
-        self.places = [inside.get(id(variable), own) for variable in self.variables]
-        self._index = {id(variable): index for index, variable in enumerate(self.variables)}
-        self._scale = lambda: scale_variable(model.optimizer)
-        # Optimizers of tf_keras get gradients that are divided by the loss scale already.
-        self._is_unscaled = framework_of(model).__name__ == "tf_keras" and is_scaled(
-            model.optimizer
-        )
-
-        def zeros(*shape: int, aggregation: Any) -> Any:
-            return tf.Variable(
-                tf.zeros(shape),
-                trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=aggregation,
-            )
-
-        mean, first = tf.VariableAggregation.MEAN, tf.VariableAggregation.ONLY_FIRST_REPLICA
-        self._sums = zeros(len(self.variables), 2, aggregation=mean)
-        self._overflows = zeros(len(self.variables), aggregation=mean)
-        self._steps = zeros(2, aggregation=mean)  # all, and those not finite
-        # By variable, since a training step may use the optimizer several times, for parts.
-        self._seen = zeros(len(self.variables), aggregation=mean)
-        self._streaks = zeros(2, aggregation=first)  # not finite, and zeros only
-        sizes = [int(np.prod(variable.shape)) for variable in self.variables]
-        self._new = lambda: Tally(sizes)
-        self.bad_streak = self.zero_streak = 0
-        self.start_epoch()
-
-    def start_epoch(self) -> None:
-        self.read()
-        self.of_epoch = self._new()
-
-    def add(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
-        """Counts one use of the optimizer."""
-        import tensorflow as tf
-
-        scale = self._scale() if self._is_unscaled else None
-        found = {
-            self._index[id(variable)]: _of_known_shape(gradient, variable)
-            for gradient, variable in zip(gradients, variables, strict=True)
-            if gradient is not None and id(variable) in self._index
-        }
-        if not found:
-            return
-
-        overflows = tf.stack([is_not_finite(gradient) for gradient in found.values()])
-        is_bad = tf.reduce_max(overflows)
-        limits = [smallest_normal(self.places[index][1]) for index in found]
-        shares = small_shares(list(found.values()), limits, scale)
-        is_zero = tf.cast(tf.reduce_all(shares[:, 0] == 1.0), tf.float32)
-
-        def of_all(rows: Any) -> Any:
-            """Rows of the variables in `found` as rows of all variables."""
-            if list(found) == list(range(len(self.variables))):
-                return rows
-            places = [[index] for index in found]
-            return tf.scatter_nd(places, rows, [len(self.variables), *rows.shape[1:]])
-
-        self._overflows.assign_add(of_all(overflows))
-        self._sums.assign_add(of_all(shares))
-        self._seen.assign_add(of_all(tf.ones(len(found))))
-        self._streaks.assign((self._streaks + 1.0) * tf.stack([is_bad, is_zero]))
-        self._steps.assign_add(tf.stack([1.0, is_bad]))
-
-    def read(self) -> Tally:
-        """What was counted since the last time."""
-        tally = self._new()
-        tally.sums = np.asarray(self._sums.read_value(), np.float64)
-        tally.overflows = np.asarray(self._overflows.read_value(), np.float64)
-        steps = np.asarray(self._steps.read_value())
-        tally.num_seen = np.asarray(self._seen.read_value(), np.float64)
-        tally.num_steps = int(steps[0])
-        tally.num_overflows = math.ceil(steps[1])
-        self.bad_streak, self.zero_streak = map(int, np.asarray(self._streaks.read_value()))
-        for variable in (self._sums, self._overflows, self._steps, self._seen):
-            variable.assign(np.zeros(variable.shape, np.float32))
-        if hasattr(self, "of_epoch"):
-            self.of_epoch.add(tally)
-        return tally
-
-    def by_layer(self) -> list[dict[str, Any]]:
-        """Figures of the epoch."""
-        rows: dict[str, list[int]] = collections.defaultdict(list)
-        for index, (path, _) in enumerate(self.places):
-            rows[path].append(index)
-        found = []
-        for path, indices in rows.items():
-            zeros, small = self.of_epoch.shares(indices)
-            found.append(
-                {
-                    "layer": path,
-                    "dtype": self.places[indices[0]][1],
-                    "zero_gradients": zeros,
-                    "underflowing_gradients": small,
-                    "overflow_steps": math.ceil(self.of_epoch.overflows[indices].max()),
-                }
-            )
-        return found
-
-
-def is_not_finite(gradient: Any) -> Any:
-    """Whether a value is not finite; a scalar, float32: 0 or 1."""
-    import tensorflow as tf
-
-    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    # As loss scaling asks, so that a compiler asks once.
-    return 1.0 - tf.cast(tf.reduce_all(tf.math.is_finite(values)), tf.float32)
-
-
-def small_shares(gradients: Sequence[Any], limits: Sequence[float], scale: Any = None) -> Any:
-    """Shares of zeros and of underflowing values, of gradients of any shapes.
-
-    Samples of all tensors lie in one matrix, because a GPU takes as long to begin with a tensor as
-    to read thousands of values.
-
-    Args:
-      gradients: tensors, or slices of some, of float32 or half precision.
-      limits: for each, the smallest normal number of the dtype that it was computed in.
-      scale: what the gradients were divided by since then.
-
-    Returns:
-      Tensor of shape (gradients, 2), float32.
-    """
-    import tensorflow as tf
-
-    smallest = tf.constant(limits, tf.float32)
-    if scale is not None:
-        smallest /= tf.cast(scale, tf.float32)
-    sliced = [index for index, each in enumerate(gradients) if isinstance(each, tf.IndexedSlices)]
-    dense = [index for index in range(len(gradients)) if index not in sliced]
-    found = [_shares_of_slices(gradients[index], smallest[index])[None] for index in sliced]
-    if dense:
-        samples = [tf.cast(sample(gradients[index]), tf.float32) for index in dense]
-        sizes = [each.shape[0] for each in samples]
-        # Infinity is neither 0 nor small.
-        matrix = tf.stack(
-            [
-                tf.pad(each, [[0, max(sizes) - size]], constant_values=math.inf)
-                for each, size in zip(samples, sizes, strict=True)
-            ]
-        )
-        of_sizes = np.maximum(sizes, 1).astype(np.float32)
-        found.append(_shares(matrix, tf.gather(smallest, dense)[:, None], of_sizes))
-    return tf.gather(tf.concat(found, 0), np.argsort(sliced + dense))
-
-
-def _of_known_shape(gradient: Any, variable: Any) -> Any:
-    """The gradient, with the shape of its variable where it tells none."""
-    import tensorflow as tf
-
-    if isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    gradient = tf.convert_to_tensor(gradient)
-    is_known = gradient.shape.is_fully_defined()
-    return gradient if is_known else tf.ensure_shape(gradient, variable.shape)
-
-
-def _shares(values: Any, limit: Any, size: Any) -> Any:
-    """Shares of zeros and of other values below a limit, along the last axis of that size."""
-    import tensorflow as tf
-
-    absolute = tf.abs(values)
-    is_zero = absolute == 0.0
-    is_small = tf.logical_and(absolute < limit, tf.logical_not(is_zero))
-    # 1 − 0 is exact where a quotient need not be.
-    num_zeros, num_small = (
-        tf.reduce_sum(tf.cast(which, tf.float32), -1) for which in (is_zero, is_small)
-    )
-    return tf.stack([1.0 - (size - num_zeros) / size, num_small / size], -1)
-
-
-def _shares_of_slices(slices: Any, limit: Any) -> Any:
-    import tensorflow as tf
-
-    # Rows that were not looked up have no gradient.
-    ones = tf.ones_like(slices.indices, tf.float32)
-    looked_up = tf.math.unsorted_segment_max(ones, slices.indices, slices.dense_shape[0])
-    num_rows = tf.cast(slices.dense_shape[0], tf.float32)
-    share_of_rows = tf.reduce_sum(tf.maximum(looked_up, 0.0)) / num_rows
-    values = tf.reshape(tf.cast(slices.values, tf.float32), [-1])
-    shares = _shares(values, limit, tf.cast(tf.size(values), tf.float32))
-    return share_of_rows * shares + (1.0 - share_of_rows) * tf.constant([1.0, 0.0])
-
-
-def sample(values: Any) -> Any:
-    """At most 4,096 values, evenly spaced.
-
-    Their distance has no factor in common with the number of values, so that they come from all
-    channels alike.
-
-    Args:
-      values: tensor of any static shape.
-
-    Returns:
-      Tensor of shape (values,).
-    """
-    import tensorflow as tf
-
-    flat = tf.reshape(values, [-1])
-    size = flat.shape[0]
-    distance = max(1, math.ceil(size / SAMPLE_SIZE))
-    while math.gcd(distance, size) > 1:
-        distance += 1
-    return flat[::distance]
-
-
-def smallest_normal(dtype: str) -> float:
-    """The smallest positive number of a dtype that has all its bits; of float64, float32's."""
-    return 2.0**-14 if dtype == "float16" else 2.0**-126
 
 
 def _stop_listening(optimizer: Any) -> None:
@@ -555,7 +337,7 @@ def _listen(
     setattr(optimizer, name, listening)
 
 
-def _warn_without_scaling(model: Layer, counts: _Counts) -> None:
+def _warn_without_scaling(model: Layer, counts: Counts) -> None:
     if is_scaled(model.optimizer) or getattr(model.optimizer, "loss_scale_factor", None):
         return
     layers = [place for place in counts.places if place[1] == "float16"]
