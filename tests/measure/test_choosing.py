@@ -53,7 +53,9 @@ BINARY = generator().integers(2, size=COUNT)
 
 
 class TestClasses:
-    @pytest.mark.parametrize("activation", [softmax, sigmoid, lambda x: x], ids=str)
+    @pytest.mark.parametrize(
+        "activation", [softmax, sigmoid, lambda x: x], ids=["softmax", "sigmoid", "logits"]
+    )
     @pytest.mark.parametrize(
         "labels",
         [CLASSES, CLASSES[:, None], CLASSES.astype(np.float32), CLASSES.astype(np.uint8),
