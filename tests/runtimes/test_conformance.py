@@ -51,6 +51,7 @@ def _tolerance(name: str, variant: Variant) -> float:
 
 # What layers of a variant compute in, where that is not the name of its precision.
 DTYPES = {
+    ("float32", "tensorflow"): {"float32", "float64"},  # as the model does
     ("float16", "litert"): {"float32"},  # weights are widened at load
     ("float16", "onnxruntime"): {"float16", "float32"},  # the CPU kernels cast
     ("float16", "openvino"): {"float16", "float32"},  # weights are widened at load
