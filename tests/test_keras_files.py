@@ -17,7 +17,8 @@ def run(prepared, folder, array):
     import tensorflow as tf
 
     prepared.frozen_graph().save(folder)
-    function = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    loaded = tf.saved_model.load(str(folder))
+    function = loaded.signatures["serving_default"]
     (name,) = prepared.signature.input_names
     (output,) = function(**{name: tf.constant(array)}).values()
     return output.numpy()
@@ -103,7 +104,7 @@ if __name__ == "__main__":
     inputs = keras.Input((3,), name="x")
     keras.Model(inputs, Shift(7.0)(inputs)).save(folder + "/model.keras")
     artifact = tfopt.convert(folder + "/model.keras", "float32@litert", folder + "/artifact")
-    with tfopt.load(artifact) as session:
+    with tfopt.load(artifact.folder) as session:
         (found,) = session.run({"x": np.arange(3, dtype=np.float32)[None]}).values()
     print(json.dumps(found.tolist()))
 """
