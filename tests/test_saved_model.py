@@ -34,7 +34,10 @@ def build_with_session(folder, shifts, weight=3.0):
 def run(prepared, folder, **inputs):
     import tensorflow as tf
 
-    prepared.frozen_graph().save(folder)
+    graph = prepared.frozen_graph()
+    assert not [node.name for node in graph.graph_def.node if "Variable" in node.op]
+    assert not [node.name for node in graph.graph_def.node if node.op == "VarHandleOp"]
+    graph.save(folder)
     loaded = tf.saved_model.load(str(folder))
     function = loaded.signatures["serving_default"]
     outputs = function(**{name: tf.constant(value) for name, value in inputs.items()})
