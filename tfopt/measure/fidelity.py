@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from tfopt.examples import Arrays, Examples
+from tfopt.measure import limits
 from tfopt.measure.outputs import (
     MAX_NAMED_CHANNELS,
+    ROUNDING,
     Detections,
     Kind,
     Output,
@@ -38,7 +40,6 @@ MIN_OCCURRENCES = 10  # of a number, to judge how often it is found again
 TRIMMED_SHARE = 0.01
 MIN_EXAMPLES_TO_TRIM = 20
 SCORE_FLOOR = 0.02  # deviation of a channel of probabilities below which int8 cannot show it
-ROUNDING = 1e-5  # float32 rounding of a deep network, as a share of the output's size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Fidelity:
       shapes: the first of them, in words.
       dtypes: in words, where numbers became text or floats integers; else empty.
       num_not_finite: examples with NaN or infinity where the reference has numbers.
+      num_other_limits: examples whose NaN, infinities and masked values lie elsewhere than the
+        reference's; see `tfopt.measure.limits`.
       is_constant: whether all examples have the same answer and the reference's differ.
       max_abs_error: the largest difference of any value.
       mean_abs_error: the mean difference of all values.
@@ -78,6 +81,7 @@ class Fidelity:
     shapes: str = ""
     dtypes: str = ""
     num_not_finite: int = 0
+    num_other_limits: int = 0
     is_constant: bool = False
     max_abs_error: float = math.nan
     mean_abs_error: float = math.nan
@@ -251,7 +255,7 @@ class Comparer:
                 kept = value[fits]
                 of = np.stack([row for row, is_fit in zip(rows, fits, strict=True) if is_fit])
                 compared.add(kept, of)
-                share[fits] = lost(output, _finite_or(kept, of), of)
+                share[fits] = lost(output, _finite_or(kept, of, output.mask), of)
             self._lost[name].append(share)
         detections = self._reference.detections
         if detections is not None and set(detections.names) <= set(outputs):
@@ -267,12 +271,12 @@ class Comparer:
         self._start = stop
 
 
-def _finite_or(value: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Values with zeros where they are not finite but the reference is."""
+def _finite_or(value: np.ndarray, reference: np.ndarray, mask: float) -> np.ndarray:
+    """Values with zeros where they are not finite but the reference is a number."""
     if value.dtype.kind not in "fV":
         return value
     wide = value.astype(np.float64)
-    is_broken = ~np.isfinite(wide) & np.isfinite(reference.astype(np.float64))
+    is_broken = ~np.isfinite(wide) & ~limits.is_limit(reference.astype(np.float64), mask)
     return np.where(is_broken, 0.0, wide) if is_broken.any() else value
 
 
@@ -281,7 +285,7 @@ class _Compared:
 
     def __init__(self, output: Output):
         self._output = output
-        self._count = self._num_other = self._num_not_finite = 0
+        self._count = self._num_other = self._num_not_finite = self._num_other_limits = 0
         self._shapes = self._dtypes = ""
         self._max = self._sum = 0.0
         self._size = 0
@@ -319,7 +323,9 @@ class _Compared:
             self._watch_constant(value, reference)
             return
         value, reference = value.astype(np.float64), reference.astype(np.float64)
-        is_number = np.isfinite(reference)
+        is_limit = limits.is_limit(reference, self._output.mask)
+        self._num_other_limits += int((~limits.keeps_limits(value, reference, is_limit)).sum())
+        is_number = ~is_limit
         is_broken = ~np.isfinite(value) & is_number
         self._num_not_finite += int(is_broken.reshape(len(value), -1).any(1).sum())
         value = np.where(np.isfinite(value) & is_number, value, 0.0)
@@ -392,6 +398,7 @@ class _Compared:
             "shapes": self._shapes,
             "dtypes": self._dtypes,
             "num_not_finite": self._num_not_finite,
+            "num_other_limits": self._num_other_limits,
             "is_constant": self._is_constant and self._reference_varies,
         }
         differing = self._num_differing / self._size if self._size else 0.0

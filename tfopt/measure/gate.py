@@ -91,6 +91,11 @@ def _beyond(found: Fidelity, min_db: float) -> str | None:
             f"{found.num_other_shapes} of {found.num_examples} examples have another shape, such "
             f"as {found.shapes}"
         )
+    if found.num_other_limits > max(1.0, share**2 * found.num_examples):
+        return (
+            f"{found.num_other_limits} of {found.num_examples} examples have other values where "
+            "the model has NaN, infinity or masked values; min_sqnr_db sets another limit"
+        )
     if found.kind in (Kind.NUMBERS, Kind.TEXT):
         if found.differing > allowed:
             return f"{found.differing:.1%} of it differs, {allowed:.1%} may; {needed}"
