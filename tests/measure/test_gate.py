@@ -163,6 +163,49 @@ def test_boxes_times_ten(tmp_path):
     assert gate.what_is_wrong(found, gate.LIMITS_DB["float32"]) is None
 
 
+def detections():
+    corners = RNG.uniform(0, 80, (COUNT, 5, 2))
+    return {
+        "boxes": np.concatenate([corners, corners + RNG.uniform(10, 30, (COUNT, 5, 2))], -1),
+        "scores": np.sort(RNG.uniform(0.1, 1, (COUNT, 5)))[:, ::-1],
+        "classes": RNG.integers(4, size=(COUNT, 5)).astype(np.float64),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "precisions"),
+    [
+        (lambda o: {"scores": o["scores"] / 2}, gate.LIMITS_DB),
+        (lambda o: {"scores": o["scores"][:, ::-1]}, gate.LIMITS_DB),
+        (lambda o: {"scores": 1 + 0 * o["scores"]}, gate.LIMITS_DB),
+        (lambda o: {"scores": np.where(o["classes"] == 3, 0, o["scores"])}, gate.LIMITS_DB),
+        (lambda o: {"scores": o["scores"] * 0.95}, ("float32", "float16")),
+        (lambda o: {"boxes": o["boxes"] + 1.5}, ("float32", "float16")),
+        (lambda o: {"boxes": o["boxes"] * 1.01}, ("float32",)),
+    ],
+)
+def test_scores_and_places_of_boxes_that_are_found_again(change, precisions, tmp_path):
+    reference = detections()
+    found = compare(tmp_path, reference, reference | change(reference)).fidelity()
+    for precision in precisions:
+        assert gate.what_is_wrong(found, gate.LIMITS_DB[precision]), precision
+
+
+def test_signal_to_noise_of_boxes_by_the_definition(tmp_path):
+    reference = detections()
+    size = reference["boxes"][..., 2:] - reference["boxes"][..., :2]
+    moved = reference["boxes"] + 0.02 * np.tile(size, 2)
+    found = compare(
+        tmp_path, reference, {**reference, "boxes": moved, "scores": 0.9 * reference["scores"]}
+    ).fidelity()
+    assert found["boxes"].sqnr_db == pytest.approx(-20 * np.log10(0.02))
+    assert found["scores"].sqnr_db == pytest.approx(20)
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["int8"]) is None
+    assert "Output 'scores' is not the model's: in boxes that are found again it is 20.0 dB" in (
+        gate.what_is_wrong(found, gate.LIMITS_DB["float32"])
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -24,6 +24,7 @@ from tfopt.measure.outputs import (
     ROUNDING,
     Detections,
     Kind,
+    Match,
     Output,
     find_detections,
     infer,
@@ -68,11 +69,14 @@ class Fidelity:
       channel: the worst channel that carries information; -1 without channels.
       channel_db: its signal to noise ratio.
       differing: share of numbers or texts that differ.
-      lost_number: a number that often stands in the reference and is seldom found again; else NaN.
+      lost_number: a number that often stands in the reference and is seldom found again, of
+        `DETECTIONS` a class of boxes; else NaN.
       found_again: how often it is, in 0…1.
       agreement: share of equal decisions; NaN where the output makes none.
       is_probability: whether it holds probabilities, of classes or each of its own.
-      is_detected: whether it is a detector's and so compared as part of `DETECTIONS`.
+      is_detected: whether it is a detector's and so compared as part of `DETECTIONS`; its signal
+        to noise ratios are then those of the boxes that were found again, relative to the size of
+        each box, or of the scores.
     """
 
     kind: str
@@ -197,6 +201,7 @@ class Comparer:
         self._lost: dict[str, list[np.ndarray]] = {name: [] for name in reference.outputs}
         if reference.detections is not None:
             self._lost[DETECTIONS] = []
+        self._matches: list[Match] = []
 
     @property
     def detected(self) -> tuple[str, ...]:
@@ -218,12 +223,41 @@ class Comparer:
         decisions = (Kind.CLASS_SCORES, Kind.PROBABILITIES, Kind.NUMBERS, Kind.TEXT)
         for name, share in self.lost.items():
             if name == DETECTIONS:
-                found[name] = Fidelity(DETECTIONS, len(share), agreement=1 - float(share.mean()))
+                number, found_again = self._worst_class()
+                found[name] = Fidelity(
+                    DETECTIONS,
+                    len(share),
+                    lost_number=number,
+                    found_again=found_again,
+                    agreement=1 - float(share.mean()),
+                )
             elif self._reference.outputs[name].kind in decisions and len(share):
                 found[name] = dataclasses.replace(found[name], agreement=1 - float(share.mean()))
+        detections = self._reference.detections
         for name in self.detected:
-            found[name] = dataclasses.replace(found[name], is_detected=True)
+            noise = np.zeros(0)
+            if detections is not None and name in (detections.boxes, detections.scores):
+                kind = "boxes" if name == detections.boxes else "scores"
+                noise = np.concatenate([noise, *(getattr(m, kind) for m in self._matches)])
+            found[name] = dataclasses.replace(
+                found[name],
+                is_detected=True,
+                sqnr_db=_decibels(len(noise), float(noise.sum())),
+                relative_db=_decibels(len(noise), float(noise.sum())),
+                trimmed_sqnr_db=_decibels(len(noise), float(_trimmed(noise).sum())),
+                channel=-1,
+                channel_db=math.inf,
+            )
         return found
+
+    def _worst_class(self) -> tuple[float, float]:
+        """The class whose boxes are found again least, and how often they are."""
+        expected: Counter[float] = Counter()
+        found: Counter[float] = Counter()
+        for match in self._matches:
+            expected.update(match.classes.tolist())
+            found.update(match.classes[match.is_found].tolist())
+        return _least_found(expected, found)
 
     def add(self, outputs: Arrays) -> None:
         """Compares the next examples; outputs by name, (examples, …).
@@ -259,15 +293,15 @@ class Comparer:
             self._lost[name].append(share)
         detections = self._reference.detections
         if detections is not None and set(detections.names) <= set(outputs):
-            self._lost[DETECTIONS].append(
-                np.array([
-                    detections.lost(
-                        {name: outputs[name][index] for name in detections.names},
-                        {name: expected[name][index] for name in detections.names},
-                    )
-                    for index in range(stop - self._start)
-                ])
-            )  # fmt: skip
+            matches = [
+                detections.match(
+                    {name: outputs[name][index] for name in detections.names},
+                    {name: expected[name][index] for name in detections.names},
+                )
+                for index in range(stop - self._start)
+            ]
+            self._matches += matches
+            self._lost[DETECTIONS].append(np.array([match.lost for match in matches]))
         self._start = stop
 
 
@@ -410,10 +444,7 @@ class _Compared:
         # Of an output that does not vary, all of it is signal.
         if signal <= energy_floor:
             signal = self._energy
-        num_trimmed = 0
-        if len(noise) >= MIN_EXAMPLES_TO_TRIM:
-            num_trimmed = max(1, int(TRIMMED_SHARE * len(noise)))
-        kept = np.sort(noise)[: len(noise) - num_trimmed]
+        kept = _trimmed(noise)
         channel, channel_db = self._worst_channel()
         number, found_again = self._worst_number()
         return Fidelity(
@@ -464,15 +495,20 @@ class _Compared:
     def _worst_number(self) -> tuple[float, float]:
         if not 1 < len(self._numbers) <= MAX_NAMED_NUMBERS:
             return math.nan, math.nan
-        shares = {
-            number: self._found_again[number] / count
-            for number, count in self._numbers.items()
-            if count >= MIN_OCCURRENCES
-        }
-        if not shares:
-            return math.nan, math.nan
-        worst = min(shares, key=shares.__getitem__)
-        return worst, shares[worst]
+        return _least_found(self._numbers, self._found_again)
+
+
+def _least_found(numbers: Counter[float], found_again: Counter[float]) -> tuple[float, float]:
+    """The number that is found again least, and in which share of cases; NaN where all are rare."""
+    shares = {
+        number: found_again[number] / count
+        for number, count in numbers.items()
+        if count >= MIN_OCCURRENCES
+    }
+    if not shares:
+        return math.nan, math.nan
+    worst = min(shares, key=shares.__getitem__)
+    return worst, shares[worst]
 
 
 class _Variance:
@@ -521,6 +557,13 @@ class _Variance:
 def _dtype_kind(dtype: np.dtype) -> str:
     """Floats (bfloat16 is V to NumPy), integers, flags or text."""
     return {"V": "f", "u": "i", "O": "text", "S": "text", "U": "text"}.get(dtype.kind, dtype.kind)
+
+
+def _trimmed(noise: np.ndarray) -> np.ndarray:
+    """All but the largest hundredth."""
+    if len(noise) < MIN_EXAMPLES_TO_TRIM:
+        return noise
+    return np.sort(noise)[: len(noise) - max(1, int(TRIMMED_SHARE * len(noise)))]
 
 
 def _decibels(signal: float, noise: float) -> float:

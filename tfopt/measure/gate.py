@@ -51,9 +51,7 @@ def what_is_wrong(found: Mapping[str, Fidelity], min_db: float | None) -> str | 
     reasons = []
     for name, fidelity in found.items():
         what = "The detections are" if name == DETECTIONS else f"Output {name!r} is"
-        if reason := _broken(fidelity) or (
-            None if min_db is None or fidelity.is_detected else _beyond(fidelity, min_db)
-        ):
+        if reason := _broken(fidelity) or (None if min_db is None else _beyond(fidelity, min_db)):
             reasons.append((fidelity.sqnr_db, f"{what} not the model's: {reason}."))
     return min(reasons)[1] if reasons else None
 
@@ -85,7 +83,16 @@ def _beyond(found: Fidelity, min_db: float) -> str | None:
                 f"{found.agreement:.1%} of its boxes are found again, {1 - allowed:.1%} are "
                 "expected; min_sqnr_db sets another limit"
             )
+        if found.found_again < min(FOUND_AGAIN, 1 - share):
+            of_class = f"of its boxes of class {found.lost_number:g}"
+            return f"{found.found_again:.1%} {of_class} are found again"
         return None
+    is_near = found.sqnr_db >= min_db or (
+        found.trimmed_sqnr_db >= min_db and found.sqnr_db >= min(min_db, TRIMMED_MIN_DB)
+    )
+    if found.is_detected:
+        what = f"in boxes that are found again it is {found.sqnr_db:.1f} dB above the error"
+        return None if is_near else f"{what}, and {needed}"
     if found.num_other_shapes > allowed * found.num_examples:
         return (
             f"{found.num_other_shapes} of {found.num_examples} examples have another shape, such "
@@ -106,9 +113,6 @@ def _beyond(found: Fidelity, min_db: float) -> str | None:
         found.relative_db >= ROUNDING_DB
         if min_db >= TF32_DB
         else found.is_probability and found.max_abs_error <= PROBABILITY_STEPS
-    )
-    is_near = found.sqnr_db >= min_db or (
-        found.trimmed_sqnr_db >= min_db and found.sqnr_db >= min(min_db, TRIMMED_MIN_DB)
     )
     if not (is_near or is_rounding):
         return f"its signal is {found.sqnr_db:.1f} dB above the error, and {needed}"

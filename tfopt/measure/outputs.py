@@ -179,6 +179,27 @@ def _look_like_logits(found: np.ndarray) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
+class Match:
+    """What became of the boxes of one image.
+
+    Attributes:
+      lost: 1 - F1 of the boxes.
+      boxes: of those that were found again, the squared error of the corners as a share of the
+        box's own size, (boxes,).
+      scores: of the same boxes, the squared error of the score as a share of the mean squared
+        score of the image, (boxes,).
+      classes: of all boxes of the reference, (boxes,).
+      is_found: which of those were found again.
+    """
+
+    lost: float
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    is_found: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Detections:
     """The outputs of a detector that ends in suppression: boxes with scores, image by image.
 
@@ -197,20 +218,30 @@ class Detections:
         """All of them."""
         return tuple(name for name in (self.boxes, self.scores, self.classes) if name)
 
-    def lost(self, value: Arrays, reference: Arrays) -> float:
-        """1 - F1 of the boxes of one image, matched by class and overlap, best scores first."""
+    def match(self, value: Arrays, reference: Arrays) -> Match:
+        """Matches the boxes of one image by class and overlap, best scores first."""
         found, expected = self._of(value), self._of(reference)
         if not len(found[0]) and not len(expected[0]):
-            return 0.0
+            return Match(0.0, *(np.zeros(0) for _ in range(3)), np.zeros(0, bool))
         free = np.ones(len(expected[0]), bool)
-        num_matched = 0
+        pairs: list[tuple[int, int]] = []
         overlap = _iou(found[0], expected[0])
         for index in np.argsort(-found[1], kind="stable"):
             fits = np.where(free & (expected[2] == found[2][index]), overlap[index], 0.0)
             if len(fits) and fits.max() >= IOU:
                 free[fits.argmax()] = False
-                num_matched += 1
-        return 1 - 2 * num_matched / (len(found[0]) + len(expected[0]))
+                pairs.append((int(index), int(fits.argmax())))
+        ours, theirs = np.array(pairs, int).reshape(-1, 2).T
+        before = expected[0][theirs]
+        size = np.tile(np.maximum(before[:, 2:] - before[:, :2], 1e-12), 2)
+        mean_square = np.square(expected[1]).mean() if len(pairs) else 1.0
+        return Match(
+            1 - 2 * len(pairs) / (len(found[0]) + len(expected[0])),
+            np.square((found[0][ours] - before) / size).mean(1),
+            np.square(found[1][ours] - expected[1][theirs]) / mean_square,
+            expected[2],
+            ~free,
+        )
 
     def _of(self, outputs: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scores = np.asarray(outputs[self.scores], np.float64).reshape(-1)
