@@ -163,6 +163,68 @@ def test_boxes_times_ten(tmp_path):
     assert gate.what_is_wrong(found, gate.LIMITS_DB["float32"]) is None
 
 
+@pytest.mark.parametrize(
+    "candidate",
+    [lambda x: -x, lambda x: 0 * x, lambda x: x + 2 * normal(*x.shape[1:])],
+    ids=["negated", "zeros", "noise"],
+)
+@pytest.mark.parametrize("shape", [(1,), (7,), (9, 40)])
+def test_an_outlier_hides_nothing(candidate, shape, tmp_path):
+    reference = normal(*shape)
+    other = candidate(reference)
+    reference[137] = other[137] = 1e4
+    found = compare(tmp_path, {"o": reference}, {"o": other}).fidelity()
+    assert found["o"].sqnr_db > 40
+    for limit in gate.LIMITS_DB.values():
+        assert "'o' is not the model's" in gate.what_is_wrong(found, limit)
+
+
+def test_signal_without_outliers_by_the_definition(tmp_path):
+    reference, noise = normal(7), normal(7) * 0.1
+    reference[137] = 1e4
+    found = compare(tmp_path, {"o": reference}, {"o": reference + noise}).fidelity()["o"]
+    distances = np.square(reference - np.median(reference, 0)).sum(1)
+    usual = np.argsort(distances)[: COUNT - 2]
+    expected = distances[usual].sum() / np.square(noise)[usual].sum()
+    assert found.usual_sqnr_db == pytest.approx(10 * np.log10(expected), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        np.sort(normal(1), 0),  # examples in order of time
+        np.cumsum(normal(30, 2), 0),
+        np.repeat(normal(4)[::50], 50, 0),
+        np.exp(2 * normal(1)),
+        np.where(np.arange(COUNT) % 70 == 9, 20, 0)[:, None] + 1e-6 * normal(1),  # seldom rains
+    ],
+)
+def test_int8_of_values_in_order_or_with_long_tails_is_right(reference, tmp_path):
+    found = compare(tmp_path, {"o": reference}, {"o": rounded(reference, 8)}).fidelity()
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["int8"]) is None
+
+
+def test_exact_precisions_have_few_close_calls(tmp_path):
+    """Three of 200 examples are cut off at a cap: no rounding of float32 does that."""
+    values = np.exp(1.2 * normal(1))
+    capped = np.minimum(values, np.sort(values, 0)[-4])
+    found = compare(tmp_path, {"o": values}, {"o": capped}).fidelity()
+    assert found["o"].sqnr_db > 10
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["float32"])
+
+
+@pytest.mark.parametrize("precision", gate.LIMITS_DB)
+def test_rounding_beside_zeros_and_constants_is_none(precision, tmp_path):
+    zeros, constant = np.zeros((COUNT, 3), np.float32), np.full((COUNT, 3), 0.3, np.float32)
+    reference = {"o": HEADS, "zeros": zeros, "constant": constant + 3e-8 * normal(3)}
+    other = {"o": HEADS, "zeros": 1e-9 * normal(3), "constant": constant}
+    comparer = compare(tmp_path / "right", reference, other)
+    assert gate.what_is_wrong(comparer.fidelity(), gate.LIMITS_DB[precision]) is None
+    assert max(lost.max() for lost in comparer.lost.values()) < 1e-6
+    found = compare(tmp_path / "wrong", reference, other | {"zeros": 0.1 * normal(3)}).fidelity()
+    assert "Output 'zeros'" in gate.what_is_wrong(found, gate.LIMITS_DB[precision])
+
+
 def detections():
     corners = RNG.uniform(0, 80, (COUNT, 5, 2))
     return {

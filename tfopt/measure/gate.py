@@ -87,8 +87,10 @@ def _beyond(found: Fidelity, min_db: float) -> str | None:
             of_class = f"of its boxes of class {found.lost_number:g}"
             return f"{found.found_again:.1%} {of_class} are found again"
         return None
+    is_exact = min_db >= TF32_DB
+    trimmed_db = found.nearly_all_sqnr_db if is_exact else found.trimmed_sqnr_db
     is_near = found.sqnr_db >= min_db or (
-        found.trimmed_sqnr_db >= min_db and found.sqnr_db >= min(min_db, TRIMMED_MIN_DB)
+        trimmed_db >= min_db and found.sqnr_db >= min(min_db, TRIMMED_MIN_DB)
     )
     if found.is_detected:
         what = f"in boxes that are found again it is {found.sqnr_db:.1f} dB above the error"
@@ -111,11 +113,16 @@ def _beyond(found: Fidelity, min_db: float) -> str | None:
         return None
     is_rounding = (
         found.relative_db >= ROUNDING_DB
-        if min_db >= TF32_DB
+        if is_exact
         else found.is_probability and found.max_abs_error <= PROBABILITY_STEPS
     )
     if not (is_near or is_rounding):
         return f"its signal is {found.sqnr_db:.1f} dB above the error, and {needed}"
+    if found.usual_sqnr_db < min(CHANNEL_DB, min_db) and not is_rounding:
+        return (
+            f"without its outliers, its signal is {found.usual_sqnr_db:.1f} dB above the "
+            "error; min_sqnr_db sets another limit"
+        )
     if found.channel_db < min(CHANNEL_DB, min_db) and not is_rounding:
         return (
             f"the signal of channel {found.channel} is {found.channel_db:.1f} dB above the error; "
