@@ -105,7 +105,7 @@ def infer(name: str, values: np.ndarray, is_whole: bool = False) -> Output:
     found = np.asarray(values, np.float64)
     mask = limits.mask_of(found)
     found = np.where(limits.is_limit(found, mask), np.nan, found)
-    spread = (_deviation(found),)
+    spread: tuple[float, ...] = (_deviation(found),)
     if kind is Kind.VALUES and axis is not None and found.shape[axis] <= MAX_NAMED_CHANNELS:
         spread = tuple(_deviation(channel) for channel in np.moveaxis(found, axis, 0))
     return Output(name, kind, spread, axis, is_whole, mask)
@@ -222,7 +222,8 @@ class Detections:
         """Matches the boxes of one image by class and overlap, best scores first."""
         found, expected = self._of(value), self._of(reference)
         if not len(found[0]) and not len(expected[0]):
-            return Match(0.0, *(np.zeros(0) for _ in range(3)), np.zeros(0, bool))
+            none = np.zeros(0)
+            return Match(0.0, none, none, none, none.astype(bool))
         free = np.ones(len(expected[0]), bool)
         pairs: list[tuple[int, int]] = []
         overlap = _iou(found[0], expected[0])
