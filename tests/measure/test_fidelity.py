@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from tfopt.examples import Examples, ExampleWriter
-from tfopt.measure import fidelity as fidelities
-from tfopt.measure.fidelity import DETECTIONS, Comparer, Reference, Sample
+from tfopt.measure import comparing
+from tfopt.measure.comparing import DETECTIONS, Comparer, Reference, Sample
 from tfopt.measure.outputs import Kind
 
 RNG = np.random.default_rng(0)
@@ -220,7 +220,7 @@ def test_outputs_of_a_detector_are_compared_together(tmp_path):
 
 
 def test_only_the_first_examples_are_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(fidelities, "SAMPLE_EXAMPLES", 3)
+    monkeypatch.setattr(comparing, "SAMPLE_EXAMPLES", 3)
     sample = Sample()
     sample.add({"o": np.array([[0.9, 0.1]] * 3 + [[5.0, 5.0]])})
     with ExampleWriter(tmp_path) as writer:

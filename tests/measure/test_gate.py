@@ -8,7 +8,8 @@ import pytest
 
 from tests.measure.test_fidelity import compare
 from tfopt.measure import gate
-from tfopt.measure.fidelity import DETECTIONS, Fidelity
+from tfopt.measure.comparing import DETECTIONS
+from tfopt.measure.fidelity import Fidelity
 from tfopt.measure.outputs import Kind
 
 RNG = np.random.default_rng(1)

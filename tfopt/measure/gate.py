@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tfopt.measure.fidelity import DETECTIONS, Fidelity
+from tfopt.measure.comparing import DETECTIONS
+from tfopt.measure.fidelity import Fidelity
 from tfopt.measure.outputs import Kind
 
 LIMITS_DB = {
