@@ -226,6 +226,15 @@ def test_rounding_beside_zeros_and_constants_is_none(precision, tmp_path):
     assert "Output 'zeros'" in gate.what_is_wrong(found, gate.LIMITS_DB[precision])
 
 
+def test_colours_are_no_class_numbers(tmp_path):
+    images = RNG.integers(1, 255, (COUNT, 6, 6, 3)).astype(np.uint8)
+    near = (images + RNG.integers(-1, 2, images.shape)).astype(np.uint8)
+    found = compare(tmp_path / "near", {"o": images}, {"o": near}).fidelity()
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["int8"]) is None
+    found = compare(tmp_path / "bgr", {"o": images}, {"o": images[..., ::-1]}).fidelity()
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["int8"])
+
+
 def detections():
     corners = RNG.uniform(0, 80, (COUNT, 5, 2))
     return {

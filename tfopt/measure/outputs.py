@@ -128,6 +128,8 @@ def infer_kind(values: np.ndarray) -> Kind:
     """What an output is, by its values on real examples, (examples, …)."""
     if values.dtype.kind in "OSU":
         return Kind.TEXT
+    if values.dtype == np.uint8 and values.ndim == 4 and values.shape[-1] in (3, 4):
+        return Kind.VALUES  # colours of an image
     if values.dtype.kind in "iub":
         return Kind.NUMBERS
     found = np.asarray(values, np.float64)
