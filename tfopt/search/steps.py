@@ -25,7 +25,7 @@ from tfopt.dataset import (
 )
 from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.measure import accuracy, diagnosis, environment, gpu, latency, throughput
-from tfopt.measure.fidelity import OUTPUTS_FILE, Reference
+from tfopt.measure.comparing import OUTPUTS_FILE, Reference
 from tfopt.runtimes.base import Conversion, Runtime, Session
 from tfopt.source import Source
 from tfopt.trt.spec import EngineOptions
