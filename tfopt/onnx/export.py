@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from tfopt.errors import ConversionError, first_line
 from tfopt.graph import FrozenGraph
+from tfopt.onnx import operators
 from tfopt.onnx.collecting import copies_collected
 from tfopt.onnx.padding import keep_zeros
 
@@ -37,7 +36,7 @@ def to_onnx(graph: FrozenGraph) -> Any:
                 input_names=list(graph.input_tensors),
                 output_names=list(graph.output_tensors),
                 opset=OPSET,
-                custom_op_handlers={"Erfc": (_convert_erfc, [])},
+                custom_op_handlers=operators.handlers(),
             )
     except Exception as error:  # tf2onnx raises whatever its handlers raise
         reason = unsupported.message or first_line(error)
@@ -74,46 +73,6 @@ def _numbered_anew() -> Iterator[None]:
         yield
     finally:
         utils.INTERNAL_NAME = max(before, utils.INTERNAL_NAME)
-
-
-def _convert_erfc(context: Any, node: Any, name: str, args: Any) -> None:
-    """Erfc(x) = 1 - Erf(x); ONNX has Erf only.
-
-    TensorFlow writes exact gelu as 0.5 x Erfc(-x / √2). Since Erf is odd this is
-    0.5 x (1 + Erf(x / √2)), and spelled like that ONNX Runtime fuses it into one Gelu kernel.
-    """
-    dtype = np.dtype(
-        {1: np.float32, 10: np.float16, 11: np.float64}[context.get_dtype(node.output[0])]
-    )
-    shapes, dtypes, outputs = node.output_shapes, node.output_dtypes, node.output
-    one = context.make_const(f"{name}_one", np.array(1, dtype))
-    inner = _negated_half_root(node)
-    if inner is not None:
-        root = context.make_const(f"{name}_root", np.array(np.sqrt(2), dtype))
-        argument = context.make_node("Div", [inner, root.output[0]]).output[0]
-        operation, left_is_one = "Add", False
-    else:
-        argument, operation, left_is_one = node.input[0], "Sub", True
-    erf = context.make_node("Erf", [argument]).output[0]
-    context.remove_node(node.name)
-    operands = [one.output[0], erf] if left_is_one else [erf, one.output[0]]
-    context.make_node(
-        operation, operands, outputs=outputs, name=node.name, shapes=shapes, dtypes=dtypes
-    )
-
-
-def _negated_half_root(node: Any) -> str | None:
-    """The tensor x when the node's input is -x times √½, else None."""
-    product = node.inputs[0]
-    if product.type != "Mul":
-        return None
-    for factor, other in (product.inputs, reversed(product.inputs)):
-        is_half_root = factor.is_const() and np.allclose(
-            factor.get_tensor_value(as_list=False), np.sqrt(0.5), atol=1e-3
-        )
-        if is_half_root and other.type == "Neg":
-            return other.input[0]
-    return None
 
 
 def _rename_tensors(graph: Any, names: dict[str, str]) -> None:
