@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
+from tfopt.errors import ConversionError
 from tfopt.graph import FrozenGraph
 from tfopt.onnx.export import to_onnx
 
@@ -133,3 +134,16 @@ def test_equals_tensorflow(name, found_and_wanted):
     # Of log1p and expm1 near 0 every digit counts; 1 - Erf loses those of a small Erfc.
     atol = 1e-7 if name == "erfc" else 1e-37
     np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=atol)
+
+
+def test_refused_operations_are_named_with_their_layer(tmp_path):
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, "x")])
+    def serve(x):
+        with tf.name_scope("spectrum"):
+            return {"y": tf.math.real(tf.signal.fft(tf.cast(x, tf.complex64)))}
+
+    module = tf.Module()
+    module.serve = serve
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=serve)
+    with pytest.raises(ConversionError, match=r"no conversion for Real \(in spectrum/Real\)\. An"):
+        to_onnx(FrozenGraph.from_saved_model(tmp_path / "model"))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tfopt.errors import ConversionError, first_line
+from tfopt.errors import MAX_REASON, ConversionError, first_line
 from tfopt.graph import FrozenGraph
 from tfopt.onnx import operators
 from tfopt.onnx.collecting import copies_collected
@@ -17,6 +17,8 @@ from tfopt.onnx.padding import keep_zeros
 
 OPSET = 17  # the last that TensorRT 8.6 reads; nothing that later ones add is of use here
 _FOLDED = re.compile(r"const_fold_opt__\d+")
+_CALLS = r"(?:\w*PartitionedCall(?:_\d+)?/)*"
+_UNSUPPORTED = re.compile(rf"Tensorflow op \[{_CALLS}(.+): (\w+)\] is not supported")
 
 
 def to_onnx(graph: FrozenGraph) -> Any:
@@ -39,10 +41,9 @@ def to_onnx(graph: FrozenGraph) -> Any:
                 custom_op_handlers=operators.handlers(),
             )
     except Exception as error:  # tf2onnx raises whatever its handlers raise
-        reason = unsupported.message or first_line(error)
-        raise ConversionError(f"tf2onnx cannot convert this model: {reason}") from error
-    if unsupported.message:
-        raise ConversionError(f"tf2onnx cannot convert this model: {unsupported.message}")
+        raise ConversionError(_reason(unsupported.messages, first_line(error))) from error
+    if unsupported.messages:
+        raise ConversionError(_reason(unsupported.messages, unsupported.messages[-1]))
     renamed = dict(zip(graph.input_tensors, graph.signature.input_names, strict=True))
     renamed.update(zip(graph.output_tensors, graph.signature.output_names, strict=True))
     _rename_tensors(model.graph, renamed | _folded_in_order(model.graph))
@@ -51,6 +52,19 @@ def to_onnx(graph: FrozenGraph) -> Any:
     del model.graph.initializer[:]
     model.graph.initializer.extend(initializers)
     return model
+
+
+def _reason(messages: list[str], other: str) -> str:
+    """Why tf2onnx refused: the operations, where it logged them, else what it raised."""
+    found = [match.groups() for match in map(_UNSUPPORTED.match, messages) if match]
+    if found:
+        ops = ", ".join(sorted({op for _, op in found}))
+        where = ", ".join(dict.fromkeys(name for name, _ in found))
+        return (
+            f"tf2onnx has no conversion for {ops} (in {where[:MAX_REASON]}). Another runtime may, "
+            "or take it out of the model."
+        )
+    return f"tf2onnx cannot convert this model: {other[:MAX_REASON]}"
 
 
 def _folded_in_order(graph: Any) -> dict[str, str]:
@@ -87,15 +101,15 @@ def _rename_tensors(graph: Any, names: dict[str, str]) -> None:
 
 
 class _Collect(logging.Handler):
-    """Keeps tf2onnx's last error about unsupported operators; it logs instead of raising."""
+    """Keeps tf2onnx's errors about unsupported operators; it logs instead of raising."""
 
     def __init__(self, logger: logging.Logger):
         super().__init__(logging.ERROR)
-        self.message = ""
+        self.messages: list[str] = []
         self._logger = logger
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.message = record.getMessage()
+        self.messages.append(record.getMessage())
 
     def __enter__(self) -> _Collect:
         self._logger.addHandler(self)
