@@ -254,5 +254,5 @@ def test_the_output_that_cannot_be_int8_is_named(tmp_path):
         lambda x: {"a": x @ KERNEL, "b": tf.argmax(x, -1, tf.int32)}, x=(None, 6)
     )
     tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.call)
-    with pytest.raises(ConversionError, match="Only float32 outputs .* and b is int32"):
+    with pytest.raises(ConversionError, match=r"Only float32 outputs .* and b is int32"):
         convert(tmp_path / "model", "int8(inputs=int8,outputs=int8)@litert", tmp_path, x=X)
