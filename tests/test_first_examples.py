@@ -50,6 +50,7 @@ def check(found, expected):
         ((np.array(X.tolist(), object), Y), X[:2]),
         (((X, Y), (X[::-1], Y)), X[:-3:-1]),
         ({"x": X, "y": Y}, X[:2]),
+        ({"x": X, "rate": 0.5, "y": Y}, {"x": X[:2], "rate": np.float64(0.5)}),
         ({"x": {"a": X, "b": OTHER}, "y": Y}, {"a": X[:2], "b": OTHER[:2]}),
         (([X, OTHER], Y), [X[:2], OTHER[:2]]),
         ([X, OTHER], [X[:2], OTHER[:2]]),
@@ -78,7 +79,7 @@ def test_number_of_inputs_decides(data, num_inputs, expected):
     check(first_examples(data, num_inputs), expected)
 
 
-@pytest.mark.parametrize("data", [None, 5, [], Loader(), iter([(X, Y)])])
+@pytest.mark.parametrize("data", [None, 5, [], {}, Loader(), iter([(X, Y)])])
 def test_none(data):
     assert first_examples(data) is None
 

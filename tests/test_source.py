@@ -178,6 +178,18 @@ def test_lookup_tables_cannot_be_frozen_and_say_so(tmp_path):
         prepared.frozen_graph()
 
 
+def test_layers_that_look_values_up_are_named(tmp_path):
+    import keras
+
+    kind, text = (keras.Input((1,), dtype="string", name=name) for name in ("kind", "text"))
+    looked_up = keras.layers.StringLookup(vocabulary=["cat", "dog"], name="kinds")(kind)
+    words = keras.layers.TextVectorization(vocabulary=["a", "b"], name="words")(text)
+    live.export(keras.Model([kind, text], [looked_up, words]), tmp_path / "model")
+    prepared = source.prepare(tmp_path / "model", tmp_path / "source")
+    with pytest.raises(ConversionError, match=r"in tables \(kinds(_\d)?, words(_\d)?\)"):
+        prepared.frozen_graph()
+
+
 def test_risky_ops_are_named_before_the_model_is_loaded(tmp_path):
     import tensorflow as tf
 

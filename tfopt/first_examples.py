@@ -49,7 +49,7 @@ def first_examples(data: Any, num_inputs: int | None = None) -> Any:
     if is_train_and_test(data, num_inputs or 1):
         data = data[-1]
     if isinstance(data, Mapping):
-        return _inputs(data)
+        return _inputs(data) if data else None
     if num_inputs is None and isinstance(data, list) and is_several(data):
         return _inputs(data)
     if (parts := parts_of(data, num_inputs or 1)) is not None:
@@ -91,4 +91,5 @@ def _of_element(element: Any, num_inputs: int) -> Any:
 def _rows(column: Any) -> np.ndarray:
     if isinstance(column, Member):
         return column.take(column.open(), min(NUM_EXAMPLES, column.shape[0]))
-    return as_array(column[:NUM_EXAMPLES], "input")
+    is_single = isinstance(column, (int, float)) or getattr(column, "shape", None) == ()
+    return as_array(column if is_single else column[:NUM_EXAMPLES], "input")

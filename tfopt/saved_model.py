@@ -132,12 +132,19 @@ def check_tables(graph_def: Any) -> None:
     lookups = [node.name for node in nodes if node.op.startswith("LookupTableFind")]
     tables = [node.name for node in nodes if "HashTable" in node.op]
     if lookups or tables:
-        names = sorted({name.split("/")[0] for name in lookups or tables})
+        names = sorted({_layer_of(name) for name in lookups or tables})
         raise ConversionError(
             f"The model cannot be frozen: it looks values up in tables ({', '.join(names[:3])}), "
             "which are no constants, so it runs on TensorFlow as saved only; export a signature "
             "that takes the numbers behind the tables and leaves the lookups outside."
         )
+
+
+def _layer_of(name: str) -> str:
+    """The layer that a lookup belongs to, by the name of its node, or else its table."""
+    scopes = [part for part in name.split("/") if not part.endswith("PartitionedCall")]
+    inner = [part for part in scopes[:-1] if not part.endswith("_Lookup")]
+    return (inner or scopes)[-1]
 
 
 def _composites_in(value: Any) -> list[int]:

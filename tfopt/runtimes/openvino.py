@@ -404,10 +404,13 @@ def _name(port: Any, names: tuple[str, ...]) -> str:
     return next(iter(port.get_names() & set(names)), port.get_any_name())
 
 
+_TELLING = ("not supported", "No translator", "No conversion rule")
+
+
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "not supported" in line or "No translator" in line
-               or line.startswith("[")]  # fmt: skip
+    telling = [line.removeprefix("-- ") for line in lines if line.startswith("[")
+               or any(words in line for words in _TELLING)]  # fmt: skip
     return (telling or [first_line(error)])[0][:300]
 
 
