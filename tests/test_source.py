@@ -178,6 +178,15 @@ def test_lookup_tables_cannot_be_frozen_and_say_so(tmp_path):
         prepared.frozen_graph()
 
 
+def test_weights_without_their_model_are_refused(tmp_path):
+    import keras
+
+    file = tmp_path / "best.weights.h5"
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(file)
+    with pytest.raises(InputError, match="best.weights.h5 holds weights without their model"):
+        source.prepare(file, tmp_path / "source")
+
+
 def test_layers_that_look_values_up_are_named(tmp_path):
     import keras
 

@@ -74,7 +74,8 @@ def test_outputs_without_a_batch_dimension_depend_on_nothing(tmp_path):
 
     @tf.function(input_signature=[tf.TensorSpec((None, 6), tf.float32, "x")])
     def detect(x):
-        return {"anchors": module.anchors * 1.0, "boxes": tf.reshape(x, (-1, 2)), "y": x * 2}
+        version = tf.constant(3)
+        return {"anchors": module.anchors * 1.0, "y": x * 2, "version": version}
 
     module.detect = detect
     assert notes_of(detect, tmp_path) == ()

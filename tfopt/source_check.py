@@ -118,7 +118,7 @@ def predictions(model: Any, data: Dataset, signature: Signature) -> list[Arrays]
                     f"Model {model.name!r} cannot run on the data: "
                     f"{first_line(error)[:MAX_REASON]}; give data as predict takes them."
                 ) from error
-            found.append({k: v[:count] for k, v in _named(model, made, signature).items()})
+            found.append(_first_rows(_named(model, made, signature), count))
     return found
 
 
@@ -167,7 +167,7 @@ def check(source: Source, data: Dataset, expected: Sequence[Arrays] = ()) -> tup
     change: str | None = None
     for number, (inputs, count) in enumerate(_batches(data, source.signature, first)):
         for made in (first, second):
-            made.append({name: value[:count] for name, value in run(inputs).items()})
+            made.append(_first_rows(run(inputs), count))
         if number == 0:
             change = _change_alone(run, inputs, source.signature, count)
     if (found := _largest_difference(second, first)) is not None:
@@ -187,6 +187,11 @@ def check(source: Source, data: Dataset, expected: Sequence[Arrays] = ()) -> tup
         "Outputs depend on which examples share a batch (such as batch normalization with "
         f"training=True): of examples that run alone, {change}.",
     )
+
+
+def _first_rows(outputs: Arrays, count: int) -> Arrays:
+    """Outputs without the rows that fill a batch."""
+    return {name: value[:count] if value.ndim else value for name, value in outputs.items()}
 
 
 def _change_alone(
