@@ -183,7 +183,7 @@ def test_weights_without_their_model_are_refused(tmp_path):
 
     file = tmp_path / "best.weights.h5"
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(file)
-    with pytest.raises(InputError, match="best.weights.h5 holds weights without their model"):
+    with pytest.raises(InputError, match=r"best\.weights\.h5 holds weights without"):
         source.prepare(file, tmp_path / "source")
 
 
