@@ -178,6 +178,22 @@ def test_lookup_tables_cannot_be_frozen_and_say_so(tmp_path):
         prepared.frozen_graph()
 
 
+@pytest.mark.parametrize("layer", ["RandomCrop", "BatchNormalization"])
+def test_layers_that_change_variables_are_named(layer, tmp_path):
+    import tf_keras
+
+    image = tf_keras.Input((6, 6, 1))
+    if layer == "RandomCrop":  # its generator stays in a branch that is never taken
+        found = tf_keras.layers.RandomCrop(4, 4, name="cut")(image)
+    else:
+        found = tf_keras.layers.BatchNormalization(name="cut")(image, training=True)
+    live.export(tf_keras.Model(image, tf_keras.layers.Flatten()(found)), tmp_path / "model")
+    prepared = source.prepare(tmp_path / "model", tmp_path / "source")
+    assert prepared.frozen is None
+    with pytest.raises(ConversionError, match="cannot be frozen: cut would change variables"):
+        prepared.frozen_graph()
+
+
 def test_weights_without_their_model_are_refused(tmp_path):
     import keras
 

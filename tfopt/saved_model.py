@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,26 @@ def check_tables(graph_def: Any) -> None:
             f"The model cannot be frozen: it looks values up in tables ({', '.join(names[:3])}), "
             "which are no constants, so it runs on TensorFlow as saved only; export a signature "
             "that takes the numbers behind the tables and leaves the lookups outside."
+        )
+
+
+def check_changes_nothing(graph_def: Any, ops: str = "Assign|Rng") -> None:
+    """Checks that a graph changes no variable when it runs, since constants do not change.
+
+    Args:
+      graph_def: the graph.
+      ops: how operations that do begin, as a regular expression.
+
+    Raises:
+      ConversionError: names the layers.
+    """
+    nodes = [*graph_def.node, *(n for f in graph_def.library.function for n in f.node_def)]
+    names = sorted({_layer_of(node.name) for node in nodes if re.match(ops, node.op)})
+    if names:
+        raise ConversionError(
+            f"The model cannot be frozen: {', '.join(names[:3])} would change variables when it "
+            "runs (as batch normalization with training=True and random generators do), so it runs "
+            "on TensorFlow as saved only; export it with training=False, or leave that layer out."
         )
 
 

@@ -55,3 +55,18 @@ def test_sums_of_extreme_values_do_not_saturate(has_vnni, tmp_path, monkeypatch)
     with RUNTIME.load(parent, 1) as session:
         (found,) = session.run({"x": x}).values()
     assert np.abs(found - x @ weights).max() < 0.02 * np.abs(x @ weights).max()
+
+
+def test_operations_without_a_conversion_are_named():
+    import openvino
+    import tensorflow as tf
+
+    from tfopt.runtimes.openvino import _reason
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 4, 4, 1), tf.float32)])
+    def halve(image):
+        return tf.raw_ops.ResizeArea(images=image, size=[2, 2])
+
+    with pytest.raises(Exception, match="ResizeArea") as caught:
+        openvino.convert_model(halve.get_concrete_function())
+    assert _reason(caught.value) == "No conversion rule found for operations: ResizeArea"
