@@ -142,6 +142,7 @@ def convert(
                 path = work / "live"
                 live.export(model, path, common.get("example"))
                 common["sha256"] = live.hash_live(model)
+                common["name"] = getattr(model, "name", None) or "model"
             source = worker.call("tfopt.source:prepare", path, work / "source", **common)
             dataset = None
             if data is not None:

@@ -486,6 +486,12 @@ def _specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
     specs = []
     for value in values:
         tensor = value.type.tensor_type
+        if not tensor.elem_type:
+            kind = (value.type.WhichOneof("value") or "tensor of no type").removesuffix("_type")
+            raise InputError(
+                f"{value.name!r} of the ONNX file is a {kind}, and expected are tensors; export it "
+                "again with tensors only (skl2onnx: options={'zipmap': False})."
+            )
         is_string = tensor.elem_type == onnx.TensorProto.STRING
         dtype = (
             "string" if is_string else onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

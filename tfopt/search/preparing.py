@@ -74,7 +74,7 @@ def prepare(
         progress=progress.counter("examples"),
     )
     try:
-        source_check.check_model(
+        found = source_check.check_model(
             converter, model, source, dataset,
             example=example,
             custom_objects=options.custom_objects,
@@ -82,6 +82,7 @@ def prepare(
         )  # fmt: skip
     except ConversionError as error:
         raise InputError(f"The model cannot be run on this data: {error}") from error
+    source = dataclasses.replace(source, notes=(*source.notes, *found))
     batches = datasets.calibration_batches(dataset, source.signature, options.batch_size)
     not_finite = [] if batches is None else finite.note(batches())
     for note in (*source.notes, *dataset.notes, *not_finite):
