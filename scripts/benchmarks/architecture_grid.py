@@ -14,6 +14,7 @@ from architectures import Architecture
 
 from tfopt import api, live, runtimes
 from tfopt import source as sources
+from tfopt.runtimes.base import Session
 from tfopt.search import steps
 from tfopt.source import Source
 from tfopt.variant import Variant
@@ -128,6 +129,8 @@ def convert_and_compare(source: Source, variant: str, folder: pathlib.Path) -> D
 def compare(artifact: pathlib.Path, folder: pathlib.Path) -> Difference:
     """Runs an artifact on all examples at once and on the first alone, and compares with Keras.
 
+    One with a fixed batch size runs in batches of that size.
+
     Args:
       artifact: the folder of one.
       folder: of `make`.
@@ -139,7 +142,7 @@ def compare(artifact: pathlib.Path, folder: pathlib.Path) -> Difference:
     found = []
     with api.load(artifact) as session:
         for count in (len(next(iter(inputs.values()))), 1):
-            outputs = session.run({name: value[:count] for name, value in inputs.items()})
+            outputs = _run(session, {name: value[:count] for name, value in inputs.items()})
             if outputs.keys() != reference.keys():
                 problem = f"outputs {sorted(outputs)}, Keras has {sorted(reference)}"
                 return Difference(np.nan, np.nan, problem)
@@ -148,6 +151,16 @@ def compare(artifact: pathlib.Path, folder: pathlib.Path) -> Difference:
                 for name, value in reference.items()
             ]
     return max(found, key=lambda one: (bool(one.problem), one.max_error))
+
+
+def _run(session: Session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    count = len(next(iter(inputs.values())))
+    size = session.signature.batch_size or count
+    batches = [
+        session.run({name: value[start : start + size] for name, value in inputs.items()})
+        for start in range(0, count, size)
+    ]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _difference(

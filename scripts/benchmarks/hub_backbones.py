@@ -152,7 +152,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # Images, on top of another backbone
     "BASNetBackbone": {  # its encoder fixes the number of filters, so images are small instead
         "image_shape": (_SIZE // 2, _SIZE // 2, 3),
-        "num_classes": 1,
+        "num_classes": 3,
         "projection_filters": 64,
     },
     "DeepLabV3Backbone": {
