@@ -1,4 +1,4 @@
-"""New axes in slices of tensors with free sizes on LiteRT, against NumPy."""
+"""New axes in slices on LiteRT, against NumPy."""
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ SLICES = {
         "behind_an_ellipsis": np.s_[:, ..., None, 2:],
         "before_an_ellipsis": np.s_[:, None, ..., 1],
         "empty_ellipsis": np.s_[:, :, None, ..., :2],
+        "six_dimensions": np.s_[None, :, None, 1:, None, :],
     },
 }
 DTYPES = ("float32", "int32", "bool")
@@ -47,9 +48,7 @@ def converted(tmp_path_factory):
         }
 
     module = tf.Module()
-    module.call = tf.function(
-        lambda **inputs: call(**inputs),
-    )
+    module.call = tf.function(call)
     specs = {
         f"{dtype}_{rank}": tf.TensorSpec((None,) * rank, dtype, f"{dtype}_{rank}")
         for rank in SLICES
@@ -61,8 +60,7 @@ def converted(tmp_path_factory):
     )
     prepared = source.prepare(folder / "model", folder / "source")
     variant = Variant.parse("float32@litert")
-    artifact = steps.convert(prepared, variant, folder / "artifact", None, None, 1)
-    return artifact
+    return steps.convert(prepared, variant, folder / "artifact", None, None, 1)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 6, 3)])
@@ -84,13 +82,27 @@ def test_every_slice(converted, shape):
                 )
 
 
-def test_what_becomes_a_reshape_stays(tmp_path):
+@pytest.mark.parametrize(
+    ("shape", "places", "is_rewritten"),
+    [
+        ((None, 4), np.s_[:, None, 1:], False),
+        ((None, 4, 3, 2), np.s_[:, None, :, None, :, None], True),
+    ],
+    ids=["few dimensions", "many dimensions"],
+)
+def test_fixed_sizes(tmp_path, shape, places, is_rewritten):
     import tensorflow as tf
 
     module = tf.Module()
     module.call = tf.function(
-        lambda x: x[:, None, 1:], input_signature=[tf.TensorSpec((None, 4), name="x")]
+        lambda x: {"y": x[places]}, input_signature=[tf.TensorSpec(shape, name="x")]
     )
     tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.call)
-    graph = source.prepare(tmp_path / "model", tmp_path / "source").frozen_graph()
-    assert rewrites.rewrite(graph) is graph
+    prepared = source.prepare(tmp_path / "model", tmp_path / "source")
+    graph = prepared.frozen_graph()
+    assert (rewrites.rewrite(graph) is not graph) == is_rewritten
+    variant = Variant.parse("float32@litert")
+    artifact = steps.convert(prepared, variant, tmp_path / "artifact", None, None, 1)
+    values = np.random.default_rng(0).normal(size=(3, *shape[1:])).astype(np.float32)
+    with load(artifact) as session:
+        np.testing.assert_array_equal(session.run({"x": values})["y"], values[places])

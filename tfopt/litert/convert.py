@@ -69,11 +69,14 @@ def convert(conversion: Conversion, configure: Callable[[Any], None]) -> bytes:
             graph.save(folder)
     try:
         content = _run_converter(folder, configure)
-    except ConversionError:
+    except ConversionError as error:
         if fixed == conversion.signature:
             raise
         graph = graph or conversion.source.frozen_graph()
-        graph.with_batch_size(conversion.batch_size).save(conversion.folder / "fixed")
+        try:
+            graph.with_batch_size(conversion.batch_size).save(conversion.folder / "fixed")
+        except ValueError as no_such_size:  # the model does not take batches of this size
+            raise error from no_such_size
         content = _run_converter(conversion.folder / "fixed", configure)
         conversion.signature = fixed
         conversion.notes.append(

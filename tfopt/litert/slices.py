@@ -1,4 +1,4 @@
-"""New axes in slices (`x[:, None]`), which LiteRT lacks where two other dimensions are free."""
+"""New axes in slices (`x[:, None]`) as ExpandDims."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ _MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_ax
 def without_new_axes(operation: Any) -> Callable[..., Any] | None:
     """A StridedSlice with new axes as one without, and ExpandDims.
 
-    One with at most one free dimension stays: the converter makes a Reshape of it.
+    The converter makes a Reshape of new axes, except where two dimensions are free or all of them
+    are more than four. Others stay.
     """
     import tensorflow as tf
 
-    source, output = operation.inputs[0].shape, operation.outputs[0].shape
+    shape = operation.inputs[0].shape
     masks = {name: operation.get_attr(name) for name in _MASKS}
-    num_free = 0 if output.rank is None else sum(size is None for size in output)
-    if not masks["new_axis_mask"] or source.rank is None or num_free < 2:
+    if not masks["new_axis_mask"] or operation.outputs[0].shape.rank is None:
         return None
     num_entries = operation.inputs[1].shape[0]
     kinds = [_kind(masks, entry) for entry in range(num_entries)]
+    num_free = sum(size is None for size in shape)
+    if num_free < 2 and shape.rank + kinds.count("new_axis") <= 4:
+        return None
     num_named = num_entries - kinds.count("ellipsis") - kinds.count("new_axis")
-    widths = {"ellipsis": source.rank - num_named, "shrink_axis": 0}  # in the output; others 1
+    widths = {"ellipsis": shape.rank - num_named, "shrink_axis": 0}  # in the output; others 1
     places = np.cumsum([0, *(widths.get(kind, 1) for kind in kinds)])
     new_axes = [
         int(place) for place, kind in zip(places, kinds, strict=False) if kind == "new_axis"
