@@ -80,7 +80,7 @@ class TestCompare:
     @pytest.fixture
     def folder(self, artifact, tmp_path):
         """The inputs and outputs of Keras, where a test may change them."""
-        for name in ("inputs.npz", "reference.npz"):
+        for name in ("inputs.npz", "reference.npz", "alone.npz"):
             (tmp_path / name).write_bytes((artifact[1] / name).read_bytes())
         return tmp_path
 
