@@ -3,6 +3,7 @@
 import importlib
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import tfopt
@@ -45,6 +46,33 @@ def test_arguments_are_checked_before_the_first_epoch(framework, options, match,
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (X.tolist(), Y.tolist()),
+        (pd.DataFrame({"a": [1, 2], "b": [0.5, 1], "c": [True, False], "d": [3, 4]}), [0, 1]),
+    ],
+)
+def test_data_that_predict_takes_converted_are_taken(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "optimize", lambda *_, **__: "done")
+    best = tfopt.OptimizeCallback(data, output_dir=tmp_path / "out")
+    compiled("keras").fit(X, Y, verbose=0, callbacks=[best])
+    assert best.result == "done"
+
+
+def test_a_pair_of_arrays_is_what_a_model_with_two_inputs_takes(tmp_path, monkeypatch):
+    import keras
+
+    monkeypatch.setattr(callbacks, "optimize", lambda *_, **__: "done")
+    left, right = keras.Input((4,), name="left"), keras.Input((2,), name="right")
+    heads = [keras.layers.Dense(1)(left), keras.layers.Dense(1)(right)]
+    model = keras.Model([left, right], heads)
+    model.compile("sgd", "mse")
+    best = tfopt.OptimizeCallback(((X, X[:, :2]), (X[:, :1], X[:, 1:2])), output_dir=tmp_path)
+    model.fit([X, X[:, :2]], [X[:, :1], X[:, 1:2]], verbose=0, callbacks=[best])
+    assert best.result == "done"
 
 
 @each

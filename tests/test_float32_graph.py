@@ -172,8 +172,8 @@ def test_litert_names_operations_without_kernel(tmp_path):
     import tensorflow as tf
 
     prepared = prepare(
-        lambda x: tf.nn.max_pool3d(x, 2, 2, "VALID"), tmp_path, x=((1, 4, 4, 4, 1), tf.float32)
+        lambda x: tf.linalg.inv(x + 3 * tf.eye(4)), tmp_path, x=((1, 4, 4), tf.float32)
     )
     variant = Variant.parse("float32@litert")
-    with pytest.raises(ConversionError, match=r"no kernel for MaxPool3D.*Select TF ops"):
+    with pytest.raises(ConversionError, match=r"no kernel for MatrixInverse.*Select TF ops"):
         steps.convert(prepared, variant, tmp_path / "a", None, None, 1)

@@ -190,6 +190,15 @@ class TestErrors:
         [
             (("worker_helper:fail", "zero", "no kernel"), "ZeroDivisionError: no kernel"),
             (("worker_helper:fail", "value", "\n\n  first \nsecond"), "ValueError: first"),
+            (
+                (
+                    "worker_helper:fail",
+                    "value",
+                    "Graph execution error:\n\nDetected at node a defined at (most recent call "
+                    "last):\n<stack traces unavailable>\nDetected unsupported operations: Foo",
+                ),
+                "ValueError: Detected unsupported operations: Foo",
+            ),
             (("worker_helper:fail", "value", "x" * 999), "ValueError: " + "x" * 300),
             (("worker_helper:fail_without_words",), "RuntimeError"),
             (("worker_helper:no_such_function",), "AttributeError: .*no_such_function.*"),

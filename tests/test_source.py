@@ -178,6 +178,43 @@ def test_lookup_tables_cannot_be_frozen_and_say_so(tmp_path):
         prepared.frozen_graph()
 
 
+@pytest.mark.parametrize("layer", ["RandomCrop", "BatchNormalization"])
+def test_layers_that_change_variables_are_named(layer, tmp_path):
+    import tf_keras
+
+    image = tf_keras.Input((6, 6, 1))
+    if layer == "RandomCrop":  # its generator stays in a branch that is never taken
+        found = tf_keras.layers.RandomCrop(4, 4, name="cut")(image)
+    else:
+        found = tf_keras.layers.BatchNormalization(name="cut")(image, training=True)
+    live.export(tf_keras.Model(image, tf_keras.layers.Flatten()(found)), tmp_path / "model")
+    prepared = source.prepare(tmp_path / "model", tmp_path / "source")
+    assert prepared.frozen is None
+    with pytest.raises(ConversionError, match="cannot be frozen: cut would change variables"):
+        prepared.frozen_graph()
+
+
+def test_weights_without_their_model_are_refused(tmp_path):
+    import keras
+
+    file = tmp_path / "best.weights.h5"
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(file)
+    with pytest.raises(InputError, match=r"best\.weights\.h5 holds weights without"):
+        source.prepare(file, tmp_path / "source")
+
+
+def test_layers_that_look_values_up_are_named(tmp_path):
+    import keras
+
+    kind, text = (keras.Input((1,), dtype="string", name=name) for name in ("kind", "text"))
+    looked_up = keras.layers.StringLookup(vocabulary=["cat", "dog"], name="kinds")(kind)
+    words = keras.layers.TextVectorization(vocabulary=["a", "b"], name="words")(text)
+    live.export(keras.Model([kind, text], [looked_up, words]), tmp_path / "model")
+    prepared = source.prepare(tmp_path / "model", tmp_path / "source")
+    with pytest.raises(ConversionError, match=r"in tables \(kinds(_\d)?, words(_\d)?\)"):
+        prepared.frozen_graph()
+
+
 def test_risky_ops_are_named_before_the_model_is_loaded(tmp_path):
     import tensorflow as tf
 

@@ -142,6 +142,7 @@ def convert(
                 path = work / "live"
                 live.export(model, path, common.get("example"))
                 common["sha256"] = live.hash_live(model)
+                common["name"] = getattr(model, "name", None) or "model"
             source = worker.call("tfopt.source:prepare", path, work / "source", **common)
             dataset = None
             if data is not None:
@@ -158,6 +159,7 @@ def convert(
             folders: dict[Variant, Path] = {}
             for step in (*steps.parents_of(variant), variant):
                 parent = runtimes.get(step.runtime).parent(step)
+                is_calibrated = runtimes.get(step.runtime).precision_of(step).is_calibrated
                 folders[step] = work / "artifacts" / step.slug
                 worker.call(
                     "tfopt.search.steps:convert",
@@ -168,6 +170,7 @@ def convert(
                     dataset,
                     batch_size,
                     engine,
+                    dataset.notes if dataset is not None and is_calibrated else (),
                 )
         folders[variant].rename(output_dir)
         return Artifact.open(output_dir)

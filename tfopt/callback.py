@@ -65,8 +65,9 @@ class OptimizeCallback(KerasCallback):
 
     def _check_data(self) -> None:
         """Runs the model on the first examples, where it is known what it takes."""
-        example = first_examples(self._data)
-        if example is None or not getattr(self.model, "inputs", None):
+        inputs = getattr(self.model, "inputs", None)
+        example = first_examples(self._data, len(inputs)) if inputs else None
+        if example is None:
             return
         if (reason := live.failure_on(self.model, example)) is not None:
             raise InputError(

@@ -104,7 +104,9 @@ class FrozenGraph:
                 function, lower_control_flow=False, aggressive_inlining=True
             )
         except (ValueError, tf.errors.OpError) as error:
-            saved_model.check_tables(function.graph.as_graph_def())
+            unfrozen = function.graph.as_graph_def()
+            saved_model.check_tables(unfrozen)
+            saved_model.check_changes_nothing(unfrozen)
             raise ConversionError(f"The model cannot be frozen: {first_line(error)}") from error
         graph_def = frozen.graph.as_graph_def()
         if (num_others := len(frozen.inputs) - len(signature.inputs)) > 0:
@@ -113,6 +115,7 @@ class FrozenGraph:
                 f"The model cannot be frozen: it holds {num_others} resources that are no "
                 "variables, so it runs on TensorFlow as saved only."
             )
+        saved_model.check_changes_nothing(graph_def, "Rng")
         return cls(
             graph_def,
             signature,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt import main_module
-from tfopt.errors import ConversionError, InputError, ResultError
+from tfopt.errors import MAX_REASON, ConversionError, InputError, ResultError, first_line
 from tfopt.measure import environment
 
 POLL_S = 0.1
@@ -271,8 +271,8 @@ def _log_level(wanted: str | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line[:MAX_REASON]}"
 
 
 def find_function(name: str) -> Callable[..., Any]:

@@ -48,6 +48,11 @@ def load_keras_file(
       InputError: when none of them can load it.
     """
     config, version = _read_config(path)
+    if config is None and _holds_weights_only(path):
+        raise InputError(
+            f"{path} holds weights without their model; load them into it (model.load_weights), "
+            "and give that model, or save the whole with model.save."
+        )
     if not trust_model and (name := _find_code(config)) is not None:
         raise InputError(
             f"{path} holds Python code in layer {name!r} (a Lambda), which runs when the model is "
@@ -182,6 +187,16 @@ def _read_config(path: Path) -> tuple[Any, str]:
             return None if text is None else json.loads(text), str(version)
     except Exception:  # the frameworks say what is wrong with it
         return None, ""
+
+
+def _holds_weights_only(path: Path) -> bool:
+    """Whether a file was written by `save_weights`."""
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path) as file:
+        return "model_config" not in file.attrs and bool(len(file))
 
 
 def _find_code(config: Any, layer: str = "?") -> str | None:

@@ -39,6 +39,7 @@ def export(model: Any, folder: Path, example: Any = None) -> None:
         if needs_call(model):
             call_once(model, example)
         _check_keras_inputs(model)
+        _check_keeps_no_state(model)
     with only_errors("absl", "tensorflow"):
         try:
             _export(model, folder)
@@ -230,6 +231,22 @@ def _check_keras_inputs(model: Any) -> None:
             is_kind = kind is not None and kind.__name__.lower().startswith(name)
             if getattr(tensor, name, False) is True or is_kind:
                 raise saved_model.composite_error("Input", tensor.name, name)
+
+
+def _check_keeps_no_state(model: Any) -> None:
+    """Checks that no recurrent layer goes on where the last call ended.
+
+    Raises:
+      InputError: names the layer.
+    """
+    for layer in model._flatten_layers():
+        resets = hasattr(layer, "reset_state") or hasattr(layer, "reset_states")
+        if not is_model(layer) and resets and getattr(layer, "stateful", False):
+            raise InputError(
+                f"Layer {layer.name!r} of model {model.name!r} keeps its state from call to call "
+                "(stateful=True), so that no two runs agree; build the model with stateful=False, "
+                "or export one that takes and returns the state."
+            )
 
 
 def _rows(example: Any) -> Any:

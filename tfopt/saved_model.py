@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,11 @@ def count_ops(folder: Path) -> Counter[str]:
 
 
 def is_session_based(folder: Path) -> bool:
-    """Whether it was written by a session of TensorFlow 1, without Python objects."""
-    return not _served(folder).HasField("object_graph_def")
+    """Whether TensorFlow reads it as a session of TensorFlow 1 does, without Python objects.
+
+    It does so where there are none, and where there are several MetaGraphs.
+    """
+    return len(_parse(folder).meta_graphs) > 1 or not _served(folder).HasField("object_graph_def")
 
 
 def check_inputs(folder: Path, key: str) -> None:
@@ -132,12 +136,39 @@ def check_tables(graph_def: Any) -> None:
     lookups = [node.name for node in nodes if node.op.startswith("LookupTableFind")]
     tables = [node.name for node in nodes if "HashTable" in node.op]
     if lookups or tables:
-        names = sorted({name.split("/")[0] for name in lookups or tables})
+        names = sorted({_layer_of(name) for name in lookups or tables})
         raise ConversionError(
             f"The model cannot be frozen: it looks values up in tables ({', '.join(names[:3])}), "
             "which are no constants, so it runs on TensorFlow as saved only; export a signature "
             "that takes the numbers behind the tables and leaves the lookups outside."
         )
+
+
+def check_changes_nothing(graph_def: Any, ops: str = "Assign|Rng") -> None:
+    """Checks that a graph changes no variable when it runs, since constants do not change.
+
+    Args:
+      graph_def: the graph.
+      ops: how operations that do begin, as a regular expression.
+
+    Raises:
+      ConversionError: names the layers.
+    """
+    nodes = [*graph_def.node, *(n for f in graph_def.library.function for n in f.node_def)]
+    names = sorted({_layer_of(node.name) for node in nodes if re.match(ops, node.op)})
+    if names:
+        raise ConversionError(
+            f"The model cannot be frozen: {', '.join(names[:3])} would change variables when it "
+            "runs (as batch normalization with training=True and random generators do), so it runs "
+            "on TensorFlow as saved only; export it with training=False, or leave that layer out."
+        )
+
+
+def _layer_of(name: str) -> str:
+    """The layer that a lookup belongs to, by the name of its node, or else its table."""
+    scopes = [part for part in name.split("/") if not part.endswith("PartitionedCall")]
+    inner = [part for part in scopes[:-1] if not part.endswith("_Lookup")]
+    return (inner or scopes)[-1]
 
 
 def _composites_in(value: Any) -> list[int]:

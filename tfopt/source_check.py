@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tfopt.train.layers import is_model, is_model_of
 
 NUM_EXAMPLES = 64
 BATCH_SIZE = 16
+NUM_ALONE = 4
 MAX_BYTES = 64 << 20  # of outputs that are kept
 MAX_ERROR = 1e-3
 """Of an output's spread; rounding in float32 stays below 1e-4 also in deep networks."""
@@ -51,7 +52,7 @@ def check_model(
     example: Any = None,
     custom_objects: str | None = None,
     trust_model: bool = False,
-) -> None:
+) -> tuple[str, ...]:
     """Checks what a model became; a Keras file is loaded in a worker, a live model is run here.
 
     Args:
@@ -63,12 +64,15 @@ def check_model(
       custom_objects: likewise.
       trust_model: likewise.
 
+    Returns:
+      What a user should know about the model, one sentence each.
+
     Raises:
       InputError: as `check` and `predictions`.
       ConversionError: when the graph does not run.
     """
     if source.kind != "saved_model":
-        return
+        return ()
     expected: list[Arrays] = []
     if is_keras(model) and isinstance(model, Path):
         expected = worker.call(
@@ -77,7 +81,13 @@ def check_model(
         )  # fmt: skip
     elif is_keras(model):
         expected = predictions(model, data, source.signature)
-    worker.call("tfopt.source_check:check", source, data, expected)
+    notes = worker.call("tfopt.source_check:check", source, data, expected)
+    if is_model(model) and overrider(model, "predict_step") is not None:
+        notes += (
+            f"Model {model.name!r} has a predict_step of its own, which is not part of the graph: "
+            "variants return what the model returns when it is called.",
+        )
+    return notes
 
 
 def predictions(model: Any, data: Dataset, signature: Signature) -> list[Arrays]:
@@ -108,7 +118,7 @@ def predictions(model: Any, data: Dataset, signature: Signature) -> list[Arrays]
                     f"Model {model.name!r} cannot run on the data: "
                     f"{first_line(error)[:MAX_REASON]}; give data as predict takes them."
                 ) from error
-            found.append({k: v[:count] for k, v in _named(model, made, signature).items()})
+            found.append(_first_rows(_named(model, made, signature), count))
     return found
 
 
@@ -129,13 +139,16 @@ def predictions_of_file(
     return predictions(model, data, signature)
 
 
-def check(source: Source, data: Dataset, expected: Sequence[Arrays] = ()) -> None:
+def check(source: Source, data: Dataset, expected: Sequence[Arrays] = ()) -> tuple[str, ...]:
     """Checks that a SavedModel gives the same outputs twice, and those that are expected.
 
     Args:
       source: of a model of TensorFlow or Keras.
       data: gives the examples.
       expected: what `predictions` returned; empty where there is no Keras model.
+
+    Returns:
+      A note where an example's outputs depend on the others of its batch; else nothing.
 
     Raises:
       InputError: names the output and how far it is off.
@@ -144,13 +157,19 @@ def check(source: Source, data: Dataset, expected: Sequence[Arrays] = ()) -> Non
 
     loaded = saved_model.load(source.path)
     function = loaded.signatures[source.signature.key]
+
+    def run(inputs: Arrays) -> Arrays:
+        outputs = function(**{name: tf.constant(value) for name, value in inputs.items()})
+        return {name: value.numpy() for name, value in outputs.items()}
+
     first: list[Arrays] = []
     second: list[Arrays] = []
-    for inputs, count in _batches(data, source.signature, first):
-        tensors = {name: tf.constant(value) for name, value in inputs.items()}
+    change: str | None = None
+    for number, (inputs, count) in enumerate(_batches(data, source.signature, first)):
         for made in (first, second):
-            outputs = function(**tensors)
-            made.append({name: value.numpy()[:count] for name, value in outputs.items()})
+            made.append(_first_rows(run(inputs), count))
+        if number == 0:
+            change = _change_alone(run, inputs, source.signature, count)
     if (found := _largest_difference(second, first)) is not None:
         raise InputError(
             f"Two runs of {source.name} on the same inputs differ: {found}; something in it is "
@@ -162,6 +181,43 @@ def check(source: Source, data: Dataset, expected: Sequence[Arrays] = ()) -> Non
             f"The graph exported from {source.name} does not compute what its predict computes: "
             f"{found}; export the model yourself (model.export) and give the folder."
         )
+    if change is None:
+        return ()
+    return (
+        "Outputs depend on which examples share a batch (such as batch normalization with "
+        f"training=True): of examples that run alone, {change}.",
+    )
+
+
+def _first_rows(outputs: Arrays, count: int) -> Arrays:
+    """Outputs without the rows that fill a batch."""
+    return {name: value[:count] if value.ndim else value for name, value in outputs.items()}
+
+
+def _change_alone(
+    run: Callable[[Arrays], Arrays], inputs: Arrays, signature: Signature, count: int
+) -> str | None:
+    """What changes when the first examples of a batch run alone, in words, or None."""
+    import tensorflow as tf
+
+    is_batched = all(spec.shape and spec.shape[0] is None for spec in signature.inputs)
+    if not is_batched or count < 2:
+        return None
+    together, size = run(inputs), len(next(iter(inputs.values())))
+    rows = range(min(count, NUM_ALONE))
+    try:
+        alone = [run({name: value[i : i + 1] for name, value in inputs.items()}) for i in rows]
+    except tf.errors.OpError:  # it takes no batches of one
+        return None
+    names = [
+        name
+        for name, value in together.items()
+        if value.shape[:1] == (size,) and all(each[name].shape[:1] == (1,) for each in alone)
+    ]
+    return _largest_difference(
+        [{name: each[name] for name in names} for each in alone],
+        [{name: together[name][i : i + 1] for name in names} for i in rows],
+    )
 
 
 def _batches(

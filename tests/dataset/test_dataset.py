@@ -250,8 +250,9 @@ class TestForms:
         assert found.num_calibration == 12
         assert "12 of 30 training examples" in found.split
 
-    def test_pair_of_pairs_is_train_and_test(self, tmp_path):
-        pairs = images(30), images(10, offset=30)
+    @pytest.mark.parametrize("labels", [np.asarray, list])
+    def test_pair_of_pairs_is_train_and_test(self, labels, tmp_path):
+        pairs = tuple((x, labels(y)) for x, y in (images(30), images(10, offset=30)))
         found = dataset.write(pairs, IMAGE, tmp_path / "out", num_calibration=50)
         assert labels_of(found.evaluation) == list(range(30, 40))
         assert sorted(labels_of(found.calibration)) == list(range(30))
@@ -886,7 +887,6 @@ STREAM = """
     from pathlib import Path
     import numpy as np
     from tfopt import dataset
-from tfopt.dataset import streams
     from tfopt.measure import environment
     from tfopt.signature import Signature, TensorSpec
 

@@ -26,6 +26,28 @@ with_cuda = pytest.mark.skipif(not HAS_CUDA, reason="ONNX Runtime has no CUDA he
 without_cuda = pytest.mark.skipif(HAS_CUDA, reason="ONNX Runtime has CUDA here")
 
 
+def test_outputs_that_are_no_tensors_are_refused_by_name(tmp_path):
+    """As scikit-learn classifiers have them when exported with the defaults of skl2onnx."""
+    helper, to_float = onnx.helper, onnx.TensorProto.FLOAT
+    numbers = helper.make_tensor_type_proto(to_float, [])
+    maps = helper.make_map_type_proto(onnx.TensorProto.INT64, numbers)
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "ZipMap", ["x"], ["probabilities"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]
+            )
+        ],
+        "classifier",
+        [helper.make_tensor_value_info("x", to_float, [None, 2])],
+        [helper.make_value_info("probabilities", helper.make_sequence_type_proto(maps))],
+    )
+    opsets = [helper.make_opsetid("", 15), helper.make_opsetid("ai.onnx.ml", 2)]
+    file = tmp_path / "classifier.onnx"
+    onnx.save_model(helper.make_model(graph, opset_imports=opsets, ir_version=8), file)
+    with pytest.raises(InputError, match="'probabilities' of the ONNX file is a sequence, and"):
+        source.prepare(file, tmp_path / "source")
+
+
 @pytest.fixture
 def convert(tmp_path):
     """Converts a small model; the artifact is not run."""

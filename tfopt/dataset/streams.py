@@ -53,14 +53,14 @@ class Stream:
         self.is_bounded = True
         if isinstance(data, (str, Path)):
             data = open_text(str(data))
-        if _is_function(data):
+        if is_function(data):
             data = call(data)
         if isinstance(data, (NpzFile, Mapping)):
             self._open_named(data)
-        elif (pair := _train_and_test(data, signature)) is not None:
-            train, test = (from_parts(part, signature) for part in pair)
+        elif is_train_and_test(data, len(signature.inputs)):
+            train, test = (from_parts(part, signature) for part in data)
             self._open(test, train)
-        elif (parts := _parts(data, signature)) is not None:
+        elif (parts := parts_of(data, len(signature.inputs))) is not None:
             self._open(from_parts(parts, signature))
         else:
             self.is_bounded = is_bounded(data)
@@ -94,7 +94,7 @@ class Stream:
         if isinstance(element, Mapping):
             part = from_mapping(element, self._signature, is_element=True)
         else:
-            parts = _parts(element, self._signature) or (element,)
+            parts = parts_of(element, len(self._signature.inputs)) or (element,)
             part = from_parts(parts, self._signature, is_element=True)
         arrays = {name: np.asarray(value) for name, value in part.columns.items()}
         if not self._is_batch(arrays):
@@ -165,7 +165,8 @@ def _check_file(path: Path) -> None:
         raise InputError(f"The data {path} is {what}, and expected is an .npz file; {advice}.")
 
 
-def _is_function(data: Any) -> bool:
+def is_function(data: Any) -> bool:
+    """Whether data are a function that returns a data set."""
     return callable(data) and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__")
 
 
@@ -232,32 +233,40 @@ def _iterate(data: Any) -> Iterable[Any]:
     return data
 
 
-def _train_and_test(data: Any, signature: Signature) -> tuple[Any, Any] | None:
-    """The parts of `((x_train, y_train), (x_test, y_test))`, or None.
+def is_train_and_test(data: Any, num_inputs: int) -> bool:
+    """Whether data are `((x_train, y_train), (x_test, y_test))`.
 
     A pair of pairs of arrays are inputs and labels where the model has several inputs.
     """
     if not (isinstance(data, (tuple, list)) and len(data) == 2):
-        return None
+        return False
     for part in data:
         if not (isinstance(part, tuple | list) and len(part) in (2, 3)):
-            return None
-        is_x = _is_several(part[0]) or (is_array(part[0]) and len(signature.inputs) == 1)
-        if not (is_x and all(each is None or _is_several(each) or is_array(each) for each in part)):
-            return None
-    return data[0], data[1]
+            return False
+        x, *others = part
+        is_x = is_several(x) or (is_array(x) and num_inputs == 1)
+        if not is_x or not all(
+            each is None or is_several(each) or is_array(each) or _is_list_beside(x, each)
+            for each in others
+        ):
+            return False
+    return True
 
 
-def _is_several(value: Any) -> bool:
+def _is_list_beside(x: Any, y: Any) -> bool:
+    """Whether something is a list of as many labels as an array has examples."""
+    return is_array(x) and isinstance(y, list) and x.shape[:1] == (len(y),)
+
+
+def is_several(value: Any) -> bool:
     """Whether something is a dictionary, list or tuple of arrays."""
     if isinstance(value, Mapping):
         value = list(value.values())
     return isinstance(value, (list, tuple)) and bool(value) and all(map(is_array, value))
 
 
-def _parts(data: Any, signature: Signature) -> tuple[Any, ...] | None:
+def parts_of(data: Any, num_inputs: int) -> tuple[Any, ...] | None:
     """The parts of `x`, `(x, y)` and `(x, y, sample_weight)`; None where it is a stream."""
-    num_inputs = len(signature.inputs)
     if is_array(data):
         return (data,)
     if isinstance(data, tuple) and 1 <= len(data) <= 3:
@@ -266,7 +275,7 @@ def _parts(data: Any, signature: Signature) -> tuple[Any, ...] | None:
         return (data,)
     if not isinstance(data, list) or not data:
         return None
-    is_x = is_array(data[0]) or _is_several(data[0])
+    is_x = is_array(data[0]) or is_several(data[0])
     if is_x and len(data) in (2, 3) and all(map(is_array, data[1:])):
         return tuple(data)
     return (data,) if isinstance(data[0], (str, bytes, int, float)) else None

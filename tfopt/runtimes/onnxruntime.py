@@ -304,19 +304,28 @@ class OnnxRuntime(Runtime):
         options={
             "calibration": calibrations.METHODS,
             "per_channel": (True, False),
+            "operators": ("all", "products"),
         },
         tried=(
             {},
             {"calibration": "percentile"},
             {"calibration": "entropy"},
             {"per_channel": False},
+            {"operators": "products"},
+            {"calibration": "percentile", "operators": "products"},
         ),
         kinds=("saved_model", "onnx"),
         parent="float32",
         is_calibrated=True,
     )
-    def int8(self, conversion: Conversion, calibration: str, per_channel: bool) -> None:
-        """Activations and weights in QDQ form, all supported operators.
+    def int8(
+        self, conversion: Conversion, calibration: str, per_channel: bool, operators: str
+    ) -> None:
+        """Activations and weights in QDQ form, of all supported operators or of products only.
+
+        With `operators=products` sums, normalization and activation functions stay float32, except
+        those that are fused into a product. That suits networks with GELU or layer normalization;
+        convolutional ones are faster when all of a block is int8.
 
         On CPUs uint8 activations and int8 weights, ONNX Runtime's advice for x86 with VNNI; weights
         have 7 bits where the processor lacks VNNI, since sums of 16 bits would saturate
@@ -336,6 +345,7 @@ class OnnxRuntime(Runtime):
             per_channel=per_channel,
             is_symmetric=is_symmetric,
             reduce_range=not is_symmetric and _reduce_range(conversion),
+            only_products=operators == "products",
         )
         if is_symmetric:
             model = onnx.load(file)
@@ -476,6 +486,12 @@ def _specs(values: Iterable[Any]) -> tuple[TensorSpec, ...]:
     specs = []
     for value in values:
         tensor = value.type.tensor_type
+        if not tensor.elem_type:
+            kind = (value.type.WhichOneof("value") or "tensor of no type").removesuffix("_type")
+            raise InputError(
+                f"{value.name!r} of the ONNX file is a {kind}, and expected are tensors; export it "
+                "again with tensors only (skl2onnx: options={'zipmap': False})."
+            )
         is_string = tensor.elem_type == onnx.TensorProto.STRING
         dtype = (
             "string" if is_string else onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

@@ -11,7 +11,7 @@ from typing import Any
 from tfopt import dataset as datasets
 from tfopt import finite, live, source_check
 from tfopt.dataset import Dataset
-from tfopt.dataset.streams import open_text
+from tfopt.dataset.streams import is_bounded, open_text
 from tfopt.errors import ConversionError, InputError
 from tfopt.first_examples import first_examples
 from tfopt.isolation import Worker
@@ -51,9 +51,10 @@ def prepare(
       InputError: when model and data do not go together, or with what the folder holds.
     """
     shutil.rmtree(folder / "best", ignore_errors=True)
-    progress.say("Reading the model …")
     if isinstance(data, (str, Path)):
         data = open_text(str(data))
+    is_bounded(data)  # before the model, which takes long
+    progress.say("Reading the model …")
     example = first_examples(data) if source_check.is_keras(model) else None
     source = _prepare_source(folder, model, options, converter, example)
     fixed = source.signature.batch_size
@@ -73,7 +74,7 @@ def prepare(
         progress=progress.counter("examples"),
     )
     try:
-        source_check.check_model(
+        found = source_check.check_model(
             converter, model, source, dataset,
             example=example,
             custom_objects=options.custom_objects,
@@ -81,6 +82,7 @@ def prepare(
         )  # fmt: skip
     except ConversionError as error:
         raise InputError(f"The model cannot be run on this data: {error}") from error
+    source = dataclasses.replace(source, notes=(*source.notes, *found))
     batches = datasets.calibration_batches(dataset, source.signature, options.batch_size)
     not_finite = [] if batches is None else finite.note(batches())
     for note in (*source.notes, *dataset.notes, *not_finite):
