@@ -29,6 +29,20 @@ def test_the_reason_and_not_where_nodes_were_defined():
          "ValueError: no"),
         ("<stack traces unavailable>\nIt failed.", "It failed."),
         ("Graph execution error:", "Graph execution error:"),
+        ("Exception from src/inference/src/cpp/core.cpp:117:\nException from src/inference/src/dev/"
+         "plugin.cpp:54:\nCheck 'is_cpu_precision' failed at src/plugins/intel_cpu/src/a.cpp:109:\n"
+         "CPU plugin does not support f64 precision\n\n",
+         "CPU plugin does not support f64 precision"),
+        ("Check 'false' failed at src/frontends/common_translators/src/unconverted_ops_report.cpp:"
+         "151:\nFrontEnd API failed with OpConversionFailure:\nModel wasn't fully converted. "
+         "Failed operations detailed log:\n-- StatefulPartitionedCall with a message:\n"
+         "Exception from src/core/src/node.cpp:581:\nnode index is out of range\n\nSummary:\n"
+         "-- Conversion is failed for: StatefulPartitionedCall\n", "node index is out of range"),
+        ("failed while converting: 'main': \n"
+         "Some ops are not supported by the native TFLite runtime",
+         "Some ops are not supported by the native TFLite runtime"),
+        ("<unknown>:0: error: failed while converting: 'main':\n<unknown>:0: error: 'tf.FFT' op is "
+         "neither a custom op nor a flex op", "'tf.FFT' op is neither a custom op nor a flex op"),
         ("", "ValueError"),
     ],
 )  # fmt: skip

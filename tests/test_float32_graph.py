@@ -158,7 +158,7 @@ def test_runtimes_take_float64(tmp_path, runtime):
     prepared = prepare(network, tmp_path, x=((None, 5, 5, 2), tf.float64))
     data = dataset.write({"x": images}, prepared.signature, tmp_path / "data")
     folder = None
-    for name, tolerance in (("float32", 1e-5), ("int8", 0.4)):
+    for name, tolerance in (("float32", 1e-5), ("int8", 0.1)):
         variant = Variant.parse(f"{name}@{runtime}")
         made = steps.convert(prepared, variant, tmp_path / name, folder, data, 1)
         with runtimes.load(made) as session:
@@ -172,8 +172,8 @@ def test_litert_names_operations_without_kernel(tmp_path):
     import tensorflow as tf
 
     prepared = prepare(
-        lambda x: tf.nn.max_pool3d(x, 2, 2, "VALID"), tmp_path, x=((1, 4, 4, 4, 1), tf.float32)
+        lambda x: tf.linalg.inv(x + 3 * tf.eye(4)), tmp_path, x=((1, 4, 4), tf.float32)
     )
     variant = Variant.parse("float32@litert")
-    with pytest.raises(ConversionError, match=r"no kernel for MaxPool3D.*Select TF ops"):
+    with pytest.raises(ConversionError, match=r"no kernel for MatrixInverse.*Select TF ops"):
         steps.convert(prepared, variant, tmp_path / "a", None, None, 1)

@@ -25,9 +25,15 @@ class ResultError(RuntimeError):
 
 
 _UNTELLING = re.compile(
-    r"^<|error:$|defined at|^in user code:$|most recent call last"
+    r"^<[^:]*$|error:$|defined at|^in user code:$|most recent call last"
     r"|^Exception encountered when calling|^(Error when deserializing .* )?(using )?config="
+    # Of OpenVINO, where in its source an error was raised and caught.
+    r"|^Exception from \S+:\d+:$|^Check '.*' failed at \S+:\d+:$|^FrontEnd API failed with "
+    r"|^Model wasn't fully converted|^\S+ with a message:$|^Summary:$"
+    # Of MLIR, which function it was in.
+    r"|^(failed while converting: )?'\w+': ?$"
 )
+_PLACE = re.compile(r"^(loc\(.*?\): |<unknown>:\d+: |error: |-- )+")
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")  # Keras prints in bold
 
 
@@ -35,9 +41,10 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message that tells something, or the error's type.
 
     TensorFlow begins with "Graph execution error:" and with where nodes were defined, Python line
-    by Python line; Keras with which layer was called, or with the whole configuration of one.
+    by Python line; Keras with which layer was called, or with the whole configuration of one;
+    OpenVINO with lines of its source.
     """
-    lines = [line.strip() for line in _STYLE.sub("", str(error)).splitlines()]
+    lines = [_PLACE.sub("", line.strip()) for line in _STYLE.sub("", str(error)).splitlines()]
     telling, is_code = [], False
     for line in lines:
         is_frame = line.startswith('File "')

@@ -75,8 +75,11 @@ def count_ops(folder: Path) -> Counter[str]:
 
 
 def is_session_based(folder: Path) -> bool:
-    """Whether it was written by a session of TensorFlow 1, without Python objects."""
-    return not _served(folder).HasField("object_graph_def")
+    """Whether TensorFlow reads it as a session of TensorFlow 1 does, without Python objects.
+
+    It does so where there are none, and where there are several MetaGraphs.
+    """
+    return len(_parse(folder).meta_graphs) > 1 or not _served(folder).HasField("object_graph_def")
 
 
 def check_inputs(folder: Path, key: str) -> None:

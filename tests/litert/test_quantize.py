@@ -187,12 +187,45 @@ def test_infinities_inside_do_not_spoil_the_ranges(tmp_path):
     assert error(found["highest"], (X[:8] @ KERNEL)[:, ::2].max(-1)) < 0.1
 
 
-@pytest.mark.parametrize("made", ["int8@litert", "dynamic_range@litert", "float16@litert"])
+@pytest.mark.parametrize("made", ["int8@litert", "dynamic_range@litert"])
 def test_quantized_files_are_refused(images, tmp_path, made):
     _, path, data = images
     quantized = convert(path, made, tmp_path / "made", image=data).folder / "model.tflite"
     with pytest.raises(ConversionError, match=r"quantized already \(\d+ of its tensors are"):
         convert(quantized, "dynamic_range@litert", tmp_path / "again", image=data)
+
+
+@pytest.fixture(scope="module", params=["converter", "quantizer"])
+def float16_weights(request, images, tmp_path_factory):
+    """A file with weights in float16, by the converter of TensorFlow or by LiteRT Quantizer."""
+    import tensorflow as tf
+
+    model, path, data = images
+    folder = tmp_path_factory.mktemp("float16")
+    if request.param == "quantizer":
+        return convert(path, "float16@litert", folder, image=data).folder / "model.tflite"
+    model.export(folder / "model", verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "model"))
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+    (folder / "model.tflite").write_bytes(converter.convert())
+    return folder / "model.tflite"
+
+
+@pytest.mark.parametrize("precision", list(TOLERANCE))
+def test_files_with_float16_weights(images, float16_weights, tmp_path, precision):
+    model, _, data = images
+    artifact = convert(float16_weights, f"{precision}@litert", tmp_path, **{
+        source.prepare(float16_weights, tmp_path / "named").signature.input_names[0]: data
+    })  # fmt: skip
+    expected = model.predict(data[:4], verbose=0)
+    (given,), (name,) = artifact.signature.input_names, artifact.signature.output_names
+    found = np.concatenate([run(artifact, **{given: data[i : i + 1]})[name] for i in range(4)])
+    assert error(found, expected) < TOLERANCE[precision] + 2e-3
+    operations = runtimes.get("litert").layers(artifact, [{given: data[:1]}], 1)
+    wanted = {"float16": "float32", "int16x8": "int16"}.get(precision, "int8")
+    (convolution, *_) = (layer for layer in operations if layer.op == "CONV_2D")
+    assert convolution.dtype == wanted
 
 
 def test_loops(tmp_path):

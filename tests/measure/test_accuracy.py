@@ -12,7 +12,8 @@ from tfopt.artifact import Artifact
 from tfopt.errors import InputError
 from tfopt.examples import LABELS, Examples, ExampleWriter
 from tfopt.measure import accuracy, scores, statistics
-from tfopt.measure.fidelity import Fidelity, Reference
+from tfopt.measure.comparing import Reference
+from tfopt.measure.fidelity import Fidelity
 from tfopt.measure.metrics import METRICS
 from tfopt.measure.scores import ALL_OUTPUTS
 from tfopt.runtimes.base import Session

@@ -65,7 +65,7 @@ class TestClasses:
     def test_forms(self, activation, labels):
         outputs = activation(logits_of(CLASSES, 4))
         is_smoothed = not np.isin(labels, range(4)).all()
-        if is_smoothed and activation is not softmax:
+        if is_smoothed and activation is sigmoid:
             return  # four numbers that add up to 1 could be shares
         assert chosen(outputs, labels) == "top1"
         expected = np.mean(outputs.argmax(1) == CLASSES)
@@ -161,6 +161,20 @@ class TestNumbers:
         outputs = np.array([5.0, 1.0, -3.0]) + 0.1 * generator().normal(size=(COUNT, 3))
         assert chosen(outputs, labels) == "top1"
 
+    @pytest.mark.parametrize("activation", [np.tanh, lambda x: 3 * x], ids=["tanh", "linear"])
+    def test_moods_of_minus_one_zero_and_one(self, activation):
+        """-1 is a value here; as a missing label it would leave two classes and an AUC."""
+        moods = generator().integers(-1, 2, size=COUNT)
+        outputs = activation(moods + 0.3 * generator().normal(size=COUNT))[:, None]
+        with pytest.raises(InputError, match=r"labels are -1, 0 and 1.*`metric=mse` for values"):
+            chosen(outputs, moods)
+
+    def test_embeddings_are_no_class_scores(self):
+        vectors = generator().normal(size=(COUNT, 32))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        with pytest.raises(InputError, match="a vector of length 1, as embeddings are"):
+            chosen(vectors, generator().integers(20, size=COUNT))
+
     def test_several_numbers(self):
         outputs = generator().normal(size=(COUNT, 4))
         assert chosen(outputs, outputs.round()) == "mse"
@@ -193,6 +207,15 @@ class TestTags:
         assert (labels[:64].sum(1) == 1).all()
         outputs = sigmoid(4 * labels - 2 + generator().normal(size=labels.shape))
         assert chosen(outputs, labels) == "macro_f1(threshold=0.5)"
+
+    @pytest.mark.parametrize("activation", [sigmoid, lambda x: x], ids=["sigmoid", "logits"])
+    def test_no_tag_at_all(self, activation):
+        """F1 is 0 for every model then, also for one that finds all tags everywhere."""
+        outputs = activation(generator().normal(size=(COUNT, 6)) - 2)
+        labels = np.zeros((COUNT, 6), int)
+        expected = (outputs <= (0.5 if activation is sigmoid else 0)).mean()
+        assert value(outputs, labels).value == pytest.approx(expected)
+        assert value(outputs + 9, labels).value == 0
 
     def test_1000_rare_tags(self):
         labels = np.zeros((COUNT, 1000), np.uint8)
@@ -236,8 +259,16 @@ class TestPositions:
 
     def test_masks_of_0_and_255(self):
         masks = self.MASKS % 2
-        with pytest.raises(InputError, match="divide the labels by 255"):
-            chosen(sigmoid(8.0 * masks - 4)[..., None], masks * 255)
+        for outputs in (sigmoid(8.0 * masks - 4)[..., None], softmax(logits_of(masks, 2))):
+            with pytest.raises(InputError, match="divide the labels by 255"):
+                chosen(outputs, masks * 255)
+
+    def test_class_numbers_of_the_model_itself_with_pixels_to_ignore(self):
+        labels = np.where(generator().uniform(size=self.MASKS.shape) < 0.2, 255, self.MASKS)
+        for num_classes, of in ((3, labels), (2, np.where(labels == 2, 1, labels))):
+            outputs = np.minimum(self.MASKS, num_classes - 1).astype(np.int32)
+            assert chosen(outputs, of) == f"mean_iou(ignore=255,num_classes={num_classes})"
+            assert value(outputs, of).value == 1
 
     @pytest.mark.parametrize("padding", [-1, -100])
     def test_tokens_with_padding(self, padding):

@@ -8,7 +8,8 @@ import pytest
 
 from tests.measure.test_fidelity import compare
 from tfopt.measure import gate
-from tfopt.measure.fidelity import DETECTIONS, Fidelity
+from tfopt.measure.comparing import DETECTIONS
+from tfopt.measure.fidelity import Fidelity
 from tfopt.measure.outputs import Kind
 
 RNG = np.random.default_rng(1)
@@ -161,6 +162,120 @@ def test_boxes_times_ten(tmp_path):
     }
     found = compare(tmp_path / "same", reference, same).fidelity()
     assert gate.what_is_wrong(found, gate.LIMITS_DB["float32"]) is None
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [lambda x: -x, lambda x: 0 * x, lambda x: x + 2 * normal(*x.shape[1:])],
+    ids=["negated", "zeros", "noise"],
+)
+@pytest.mark.parametrize("shape", [(1,), (7,), (9, 40)])
+def test_an_outlier_hides_nothing(candidate, shape, tmp_path):
+    reference = normal(*shape)
+    other = candidate(reference)
+    reference[137] = other[137] = 1e4
+    found = compare(tmp_path, {"o": reference}, {"o": other}).fidelity()
+    assert found["o"].sqnr_db > 40
+    for limit in gate.LIMITS_DB.values():
+        assert "'o' is not the model's" in gate.what_is_wrong(found, limit)
+
+
+def test_signal_without_outliers_by_the_definition(tmp_path):
+    reference, noise = normal(7), normal(7) * 0.1
+    reference[137] = 1e4
+    found = compare(tmp_path, {"o": reference}, {"o": reference + noise}).fidelity()["o"]
+    distances = np.square(reference - np.median(reference, 0)).sum(1)
+    usual = np.argsort(distances)[: COUNT - 2]
+    expected = distances[usual].sum() / np.square(noise)[usual].sum()
+    assert found.usual_sqnr_db == pytest.approx(10 * np.log10(expected), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        np.sort(normal(1), 0),  # examples in order of time
+        np.cumsum(normal(30, 2), 0),
+        np.repeat(normal(4)[::50], 50, 0),
+        np.exp(2 * normal(1)),
+        np.where(np.arange(COUNT) % 70 == 9, 20, 0)[:, None] + 1e-6 * normal(1),  # seldom rains
+    ],
+)
+def test_int8_of_values_in_order_or_with_long_tails_is_right(reference, tmp_path):
+    found = compare(tmp_path, {"o": reference}, {"o": rounded(reference, 8)}).fidelity()
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["int8"]) is None
+
+
+def test_exact_precisions_have_few_close_calls(tmp_path):
+    """Three of 200 examples are cut off at a cap: no rounding of float32 does that."""
+    values = np.exp(1.2 * normal(1))
+    capped = np.minimum(values, np.sort(values, 0)[-4])
+    found = compare(tmp_path, {"o": values}, {"o": capped}).fidelity()
+    assert found["o"].sqnr_db > 10
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["float32"])
+
+
+@pytest.mark.parametrize("precision", gate.LIMITS_DB)
+def test_rounding_beside_zeros_and_constants_is_none(precision, tmp_path):
+    zeros, constant = np.zeros((COUNT, 3), np.float32), np.full((COUNT, 3), 0.3, np.float32)
+    reference = {"o": HEADS, "zeros": zeros, "constant": constant + 3e-8 * normal(3)}
+    other = {"o": HEADS, "zeros": 1e-9 * normal(3), "constant": constant}
+    comparer = compare(tmp_path / "right", reference, other)
+    assert gate.what_is_wrong(comparer.fidelity(), gate.LIMITS_DB[precision]) is None
+    assert max(lost.max() for lost in comparer.lost.values()) < 1e-6
+    found = compare(tmp_path / "wrong", reference, other | {"zeros": 0.1 * normal(3)}).fidelity()
+    assert "Output 'zeros'" in gate.what_is_wrong(found, gate.LIMITS_DB[precision])
+
+
+def test_colours_are_no_class_numbers(tmp_path):
+    images = RNG.integers(1, 255, (COUNT, 6, 6, 3)).astype(np.uint8)
+    near = (images + RNG.integers(-1, 2, images.shape)).astype(np.uint8)
+    found = compare(tmp_path / "near", {"o": images}, {"o": near}).fidelity()
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["int8"]) is None
+    found = compare(tmp_path / "bgr", {"o": images}, {"o": images[..., ::-1]}).fidelity()
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["int8"])
+
+
+def detections():
+    corners = RNG.uniform(0, 80, (COUNT, 5, 2))
+    return {
+        "boxes": np.concatenate([corners, corners + RNG.uniform(10, 30, (COUNT, 5, 2))], -1),
+        "scores": np.sort(RNG.uniform(0.1, 1, (COUNT, 5)))[:, ::-1],
+        "classes": RNG.integers(4, size=(COUNT, 5)).astype(np.float64),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "precisions"),
+    [
+        (lambda o: {"scores": o["scores"] / 2}, gate.LIMITS_DB),
+        (lambda o: {"scores": o["scores"][:, ::-1]}, gate.LIMITS_DB),
+        (lambda o: {"scores": 1 + 0 * o["scores"]}, gate.LIMITS_DB),
+        (lambda o: {"scores": np.where(o["classes"] == 3, 0, o["scores"])}, gate.LIMITS_DB),
+        (lambda o: {"scores": o["scores"] * 0.95}, ("float32", "float16")),
+        (lambda o: {"boxes": o["boxes"] + 1.5}, ("float32", "float16")),
+        (lambda o: {"boxes": o["boxes"] * 1.01}, ("float32",)),
+    ],
+)
+def test_scores_and_places_of_boxes_that_are_found_again(change, precisions, tmp_path):
+    reference = detections()
+    found = compare(tmp_path, reference, reference | change(reference)).fidelity()
+    for precision in precisions:
+        assert gate.what_is_wrong(found, gate.LIMITS_DB[precision]), precision
+
+
+def test_signal_to_noise_of_boxes_by_the_definition(tmp_path):
+    reference = detections()
+    size = reference["boxes"][..., 2:] - reference["boxes"][..., :2]
+    moved = reference["boxes"] + 0.02 * np.tile(size, 2)
+    found = compare(
+        tmp_path, reference, {**reference, "boxes": moved, "scores": 0.9 * reference["scores"]}
+    ).fidelity()
+    assert found["boxes"].sqnr_db == pytest.approx(-20 * np.log10(0.02))
+    assert found["scores"].sqnr_db == pytest.approx(20)
+    assert gate.what_is_wrong(found, gate.LIMITS_DB["int8"]) is None
+    assert "Output 'scores' is not the model's: in boxes that are found again it is 20.0 dB" in (
+        gate.what_is_wrong(found, gate.LIMITS_DB["float32"])
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,11 @@ class TestText:
         with pytest.raises(InputError, match="`metric="):
             metric_names.split(text)
 
+    def test_numbers_of_numpy(self):
+        text = metric_names.spell("keras:AUC", {"thresholds": [np.float64(0.25), 0.5],
+                                                "num_thresholds": np.int64(4)})  # fmt: skip
+        assert text == "keras:AUC(num_thresholds=4,thresholds=[0.25,0.5])"
+
 
 class TestFindMetric:
     def test_by_name(self):
@@ -176,3 +181,31 @@ class TestNameOf:
         first, second = map(metric_names.fingerprint, names)
         assert first != second and first == metric_names.fingerprint(names[0])
         assert metric_names.fingerprint("top1") is metric_names.fingerprint(None) is None
+
+
+class TestFunctionsOfLibraries:
+    """They take labels first, and `higher_is_better` is not known of them."""
+
+    def test_scikit_learn(self):
+        metrics = pytest.importorskip("sklearn.metrics")
+        name = metric_names.name_of(metrics.mean_squared_error)
+        assert name == "sklearn:mean_squared_error"
+        assert not metric_names.find_metric(name).higher_is_better
+        with pytest.raises(InputError, match="Unknown metric sklearn:confusion_matrix"):
+            metric_names.name_of(metrics.confusion_matrix)
+
+    def test_losses_of_keras(self):
+        import keras
+
+        for function in (keras.losses.mean_squared_error, keras.losses.MeanSquaredError()):
+            with pytest.raises(InputError, match="takes labels first and may be an error"):
+                metric_names.name_of(function)
+
+    def test_metrics_of_keras_need_labels_of_the_outputs_shape(self):
+        labels = np.array([0, 1, 2])
+        outputs = np.eye(3, dtype=np.float32)
+        for name in ("CategoricalAccuracy", "MeanSquaredError"):
+            with pytest.raises(InputError, match=r"own shape \(3, 3\) and got \(3,\)"):
+                metric_names.find_metric(f"keras:{name}").score(outputs, labels)
+        found = metric_names.find_metric("keras:SparseCategoricalAccuracy")
+        np.testing.assert_array_equal(found.score(outputs, labels), 1)

@@ -144,14 +144,14 @@ class TestDetections:
     )
     def test_lost(self, changes, expected):
         detections = Detections("boxes", "scores", "classes")
-        found = detections.lost(self.outputs(**changes), self.outputs())
+        found = detections.match(self.outputs(**changes), self.outputs()).lost
         assert found == pytest.approx(expected)
 
     def test_no_boxes_at_all(self):
         empty = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "classes": np.zeros(0)}
         detections = Detections("boxes", "scores", "classes")
-        assert detections.lost(empty, empty) == 0
-        assert detections.lost(empty, self.outputs()) == 1
+        assert detections.match(empty, empty).lost == 0
+        assert detections.match(empty, self.outputs()).lost == 1
 
 
 @settings(deadline=None, max_examples=30)

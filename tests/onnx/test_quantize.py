@@ -284,7 +284,7 @@ class TestBoth:
         to_int8(models.conv_relu_gemm(), models.batches(3, models.EXAMPLES[:count]))
         (note,) = to_int8.notes
         assert says in note
-        assert "--data" in note
+        assert "`data`" in note
 
     def test_enough_examples(self, to_int8):
         to_int8(models.conv_relu_gemm(), models.batches(3, models.EXAMPLES[:8]))
@@ -302,13 +302,18 @@ class TestBoth:
             scales = [models.arrays(model)["x_scale"] for model in (found, few)]
             assert scales[0] > scales[1] * (5 if calibration == "minmax" else 1)
 
-    def test_rare_values_are_cut_off_when_asked(self, to_int8):
+    @pytest.mark.parametrize("is_symmetric", [True, False])
+    def test_rare_values_are_cut_off_when_asked(self, to_int8, is_symmetric):
         x = np.random.default_rng(0).standard_t(2, size=(64, 3, 6, 6)).astype(np.float32)
         scales = {}
         for calibration in METHODS:
-            found = to_int8(models.conv_relu_gemm(), models.batches(8, x), calibration=calibration)
+            found = to_int8(
+                models.conv_relu_gemm(), models.batches(8, x),
+                calibration=calibration, is_symmetric=is_symmetric,
+            )  # fmt: skip
             scales[calibration] = float(models.arrays(found)["x_scale"])
-        assert scales["minmax"] == pytest.approx(np.abs(x).max() / 127, rel=1e-3)
+        step = np.abs(x).max() / 127 if is_symmetric else np.ptp(x) / 255
+        assert scales["minmax"] == pytest.approx(step, rel=1e-3)
         assert scales["percentile"] < scales["minmax"]
         assert scales["entropy"] < scales["minmax"]
 

@@ -25,6 +25,8 @@ LEFT_OUT = set(filter(None, os.environ.get("TFOPT_TEST_WITHOUT", "").split(","))
 LEFT_OUT |= {r.name for r in runtimes.all_runtimes() if r.has_engines and r.missing() is not None}
 TENSORFLOW = tuple(int(part) for part in environment.versions()["tensorflow"].split(".")[:2])
 VARIANTS = [variant for variant in runtimes.tried_variants() if variant.runtime not in LEFT_OUT]
+GRID = [(golden.name, variant) for golden in goldens.GOLDENS.values() for variant in VARIANTS
+        if golden.is_tried_on(variant)]  # fmt: skip
 
 # The error of a precision, as the norm of the difference over the norm of the reference's
 # deviation from its mean; wide enough for models of a few neurons with random weights.
@@ -38,16 +40,18 @@ TOLERANCE = {
 }
 
 
-def _tolerance(variant: Variant) -> float:
+def _tolerance(name: str, variant: Variant) -> float:
     computes_on_gpu = runtimes.get(variant.runtime).has_engines or (
         variant.runtime in ("tensorflow", "onnxruntime") and environment.gpus()
     )
     is_tf32 = variant.precision == "float32" and computes_on_gpu
-    return TOLERANCE["float16" if is_tf32 else variant.precision]  # both have ten bits
+    found = TOLERANCE["float16" if is_tf32 else variant.precision]  # both have ten bits
+    return max(found, goldens.GOLDENS[name].rounding)
 
 
 # What layers of a variant compute in, where that is not the name of its precision.
 DTYPES = {
+    ("float32", "tensorflow"): {"float32", "float64"},  # as the model does
     ("float16", "litert"): {"float32"},  # weights are widened at load
     ("float16", "onnxruntime"): {"float16", "float32"},  # the CPU kernels cast
     ("float16", "openvino"): {"float16", "float32"},  # weights are widened at load
@@ -102,6 +106,20 @@ EXEMPTIONS: dict[tuple[str, str], Exemption] = {
     ("integer_input", "int8(inputs=int8,outputs=int8)@litert"): Exemption(
         "Token numbers do not fit into int8.", "Only float32 inputs can become int8"
     ),
+    ("masked_attention", "int8@litert"): Exemption(
+        "Logits of -inf leave no step of int8 to the others.", r"infinite values \(\w+\)"
+    ),
+    ("spectrum", "float32@onnxruntime"): Exemption(
+        "tf2onnx writes no magnitude of complex numbers whose shape it does not know.",
+        "cannot convert this model: .*Abs",
+    ),
+    ("detector", "float32@litert"): Exemption(
+        "LiteRT has another kernel for suppression, as a custom operation.",
+        "no kernel for CombinedNonMaxSuppression",
+    ),
+    ("detector", "float32@openvino"): Exemption(
+        "OpenVINO's front end knows other suppressions only.", "OpenVINO cannot convert this model"
+    ),
 }
 
 
@@ -133,7 +151,8 @@ def _convert_all(golden, folder) -> Converted:
     prepared = source.prepare(folder / "model", folder / "source")
     data = dataset.write(golden.examples(64, 0), prepared.signature, folder / "data")
     outcomes: dict[Variant, object] = {}
-    for variant in sorted(VARIANTS, key=lambda variant: len(steps.parents_of(variant))):
+    variants = [variant for name, variant in GRID if name == golden.name]
+    for variant in sorted(variants, key=lambda variant: len(steps.parents_of(variant))):
         exemption = EXEMPTIONS.get((golden.name, str(variant)))
         if exemption is not None and exemption.ends_process:
             continue
@@ -169,8 +188,7 @@ def _error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(value - reference) / spread)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("name", goldens.GOLDENS)
+@pytest.mark.parametrize(("name", "variant"), GRID, ids=str)
 def test_variant_agrees_with_live_model(converted, name, variant):
     exemption = EXEMPTIONS.get((name, str(variant)))
     if exemption is not None and exemption.ends_process:
@@ -190,7 +208,7 @@ def test_variant_agrees_with_live_model(converted, name, variant):
     for output, reference in made.reference.items():
         assert outputs[output].shape == reference.shape
         assert outputs[output].dtype == reference.dtype
-        assert _error(outputs[output], reference) < _tolerance(variant)
+        assert _error(outputs[output], reference) < _tolerance(name, variant)
 
 
 @pytest.mark.parametrize("name", goldens.GOLDENS)
@@ -281,15 +299,7 @@ def test_grid_reaches_every_precision():
 
 
 def test_exemptions_name_pairs_of_the_grid():
-    names = {str(variant) for variant in runtimes.tried_variants()}
+    names = {str(variant): variant for variant in runtimes.tried_variants()}
     for golden, variant in EXEMPTIONS:
         assert golden in goldens.GOLDENS
-        assert variant in names
-
-
-def test_goldens_cover_the_traits_that_conversions_stumble_over():
-    wanted = {
-        "dense", "conv", "depthwise", "transformer", "lstm", "two_inputs", "dynamic",
-        "integer_input", "tf_keras_conv", "module",
-    }  # fmt: skip
-    assert wanted <= set(goldens.GOLDENS)
+        assert goldens.GOLDENS[golden].is_tried_on(names[variant])

@@ -8,8 +8,10 @@ from onnx import helper
 from tests.onnx import models
 from tfopt import runtimes, source
 from tfopt.artifact import Artifact
+from tfopt.errors import ConversionError
 from tfopt.measure import environment
 from tfopt.runtimes.base import Conversion
+from tfopt.search import steps
 from tfopt.variant import Variant
 
 pytest.importorskip("openvino")
@@ -57,16 +59,19 @@ def test_sums_of_extreme_values_do_not_saturate(has_vnni, tmp_path, monkeypatch)
     assert np.abs(found - x @ weights).max() < 0.02 * np.abs(x @ weights).max()
 
 
-def test_operations_without_a_conversion_are_named():
-    import openvino
+def test_refused_operations_are_named(tmp_path):
     import tensorflow as tf
 
-    from tfopt.runtimes.openvino import _reason
+    @tf.function(input_signature=[tf.TensorSpec((1, 8, 1, 4), name="boxes")])
+    def serve(boxes):
+        scores = tf.reduce_mean(boxes, -1)
+        return tf.image.combined_non_max_suppression(boxes, scores, 2, 4)._asdict()
 
-    @tf.function(input_signature=[tf.TensorSpec((1, 4, 4, 1), tf.float32)])
-    def halve(image):
-        return tf.raw_ops.ResizeArea(images=image, size=[2, 2])
-
-    with pytest.raises(Exception, match="ResizeArea") as caught:
-        openvino.convert_model(halve.get_concrete_function())
-    assert _reason(caught.value) == "No conversion rule found for operations: ResizeArea"
+    module = tf.Module()
+    module.serve = serve
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=serve)
+    prepared = source.prepare(tmp_path / "model", tmp_path / "source")
+    with pytest.raises(
+        ConversionError, match=r"no conversion for CombinedNonMaxSuppression\. Another runtime may"
+    ):
+        steps.convert(prepared, Variant.parse("float32@openvino"), tmp_path / "a", None, None, 1)

@@ -1,5 +1,8 @@
+import dataclasses
+import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,8 +36,13 @@ drops = st.tuples(*[st.floats(-1, 1)] * 3).map(
 
 
 class TestLimits:
+    def test_numbers_of_numpy(self):
+        budget = Budget(max_accuracy_drop=np.float32(0.5), max_size_bytes=np.int64(3))
+        assert budget == Budget(max_accuracy_drop=0.5, max_size_bytes=3)
+        assert json.dumps(dataclasses.asdict(budget))
+
     @pytest.mark.parametrize("name", ["max_accuracy_drop", *LIMITS])
-    @pytest.mark.parametrize("value", [-1, -1e-9, math.nan, math.inf, "1", "", [1]])
+    @pytest.mark.parametrize("value", [-1, -1e-9, math.nan, math.inf, "1", "", [1], True])
     def test_must_be_numbers_of_at_least_0(self, name, value):
         with pytest.raises(InputError, match=rf"{name} is .*; expected a number of at least 0"):
             Budget(**{name: value})

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfopt import saved_model
 from tfopt.errors import MAX_REASON, ConversionError, first_line
 from tfopt.graph import SIGNATURE_KEY
+from tfopt.litert import pooling
 
 if TYPE_CHECKING:
     from tfopt.runtimes.base import Arrays, Conversion
@@ -58,20 +60,25 @@ def convert(conversion: Conversion, configure: Callable[[Any], None]) -> bytes:
       ConversionError: when the converter refuses; names the operations where it does.
     """
     fixed = conversion.signature.with_batch_size(conversion.batch_size)
+    folder, graph = conversion.source.frozen_folder, None
+    if saved_model.count_ops(folder).keys() & set(pooling.OPS):
+        folder, graph = conversion.folder / "split", pooling.split(conversion.source.frozen_graph())
+        graph.save(folder)
     try:
-        content = _run_converter(conversion.source.frozen_folder, configure)
+        content = _run_converter(folder, configure)
     except ConversionError:
         if fixed == conversion.signature:
             raise
-        folder = conversion.folder / "fixed"
-        conversion.source.frozen_graph().with_batch_size(conversion.batch_size).save(folder)
-        content = _run_converter(folder, configure)
-        shutil.rmtree(folder)
+        graph = graph or conversion.source.frozen_graph()
+        graph.with_batch_size(conversion.batch_size).save(conversion.folder / "fixed")
+        content = _run_converter(conversion.folder / "fixed", configure)
         conversion.signature = fixed
         conversion.notes.append(
             f"The batch size is fixed at {conversion.batch_size}: LiteRT cannot convert this model "
             "with a free one."
         )
+    for made in ("split", "fixed"):
+        shutil.rmtree(conversion.folder / made, ignore_errors=True)
     conversion.signature = dataclasses.replace(conversion.signature, key=SIGNATURE_KEY)
     return content
 

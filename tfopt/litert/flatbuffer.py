@@ -9,6 +9,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from tfopt.errors import ConversionError
 from tfopt.graph import SIGNATURE_KEY
 
@@ -48,6 +50,46 @@ def quantized_tensors(model: Any) -> Iterator[Any]:
                 kind == "FLOAT16" and model.buffers[tensor.buffer].data is not None
             ):
                 yield tensor
+
+
+def with_float32_weights(content: bytes) -> bytes:
+    """The file with weights in float32 where they are float16 and widened when it is loaded.
+
+    Returns:
+      The same bytes where there is nothing to change.
+
+    Raises:
+      ConversionError: when the weights lie behind the flatbuffer, as in files beyond 2 GB.
+    """
+    model = read(content)
+    halves = []
+    for subgraph in model.subgraphs:
+        kept = []
+        for operator in subgraph.operators or []:
+            if (weights := _float16_weights(model, subgraph, operator)) is None:
+                kept.append(operator)
+                continue
+            buffer = type(model.buffers[0])()
+            buffer.data = np.frombuffer(weights.astype(np.float32).tobytes(), np.uint8)
+            subgraph.tensors[operator.outputs[0]].buffer = len(model.buffers)
+            model.buffers.append(buffer)
+            halves.append(subgraph.tensors[operator.inputs[0]])
+        subgraph.operators = kept
+    for tensor in halves:  # which nothing reads any more
+        tensor.buffer = 0
+    _drop_unused_buffers(model)
+    return _write(model) if halves else content
+
+
+def _float16_weights(model: Any, subgraph: Any, operator: Any) -> np.ndarray | None:
+    """What an operation widens to float32; None unless these are constants in float16."""
+    if op_name(model, operator) != "DEQUANTIZE":
+        return None
+    tensor = subgraph.tensors[operator.inputs[0]]
+    data = model.buffers[tensor.buffer].data
+    if type_name(tensor) != "FLOAT16" or data is None:
+        return None
+    return np.frombuffer(bytes(data), np.float16)
 
 
 def only_signature(content: bytes, key: str) -> bytes:
@@ -139,6 +181,10 @@ def _keep_subgraphs(model: Any, signature: Any) -> None:
                 setattr(options, name, found if name.endswith("Indices") else found[0])
     signature.subgraphIndex = 0
     model.signatureDefs = [signature]
+    _drop_unused_buffers(model)
+
+
+def _drop_unused_buffers(model: Any) -> None:
     used = {tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors}
     used |= {metadata.buffer for metadata in model.metadata or []}
     for index, buffer in enumerate(model.buffers):

@@ -27,7 +27,7 @@ def quantize(
     int8_inputs: bool = False,
     int8_outputs: bool = False,
 ) -> bytes:
-    """Quantizes a float32 file.
+    """Quantizes a file with weights in float32 or float16.
 
     Args:
       content: of the file, with one signature or none.
@@ -47,6 +47,7 @@ def quantize(
         )
     from litert_quantizer.quantizer import Quantizer
 
+    content = flatbuffer.with_float32_weights(content)
     model = flatbuffer.read(content)
     if found := list(flatbuffer.quantized_tensors(model)):
         kinds = sorted({flatbuffer.type_name(tensor).lower() for tensor in found})

@@ -16,14 +16,14 @@ import numpy as np
 from tfopt.errors import InputError
 from tfopt.examples import Arrays, Examples, ExampleWriter, labels_for
 from tfopt.measure import choosing, scores, statistics
-from tfopt.measure.fidelity import (
+from tfopt.measure.comparing import (
     DETECTIONS,
     SAMPLE_EXAMPLES,
     Comparer,
-    Fidelity,
     Reference,
     Sample,
 )
+from tfopt.measure.fidelity import Fidelity
 from tfopt.measure.metric_names import find_metric
 from tfopt.measure.metrics import AGREEMENT
 from tfopt.measure.outputs import QUESTIONS, Kind, infer_kind

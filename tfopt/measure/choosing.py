@@ -21,6 +21,9 @@ NAME_ONE = (
     "`metric=pinball(quantiles=[0.1,0.5,0.9])` for quantiles, or a function of your own."
 )
 VOID = 255  # pixels without a class in PASCAL VOC and Cityscapes
+MASK_OF_255 = (
+    f"The labels are 0 and {VOID}, and the outputs answer 0 or 1; divide the labels by {VOID}."
+)
 
 
 def scored_outputs(
@@ -225,6 +228,11 @@ def _of_one_number(outputs: np.ndarray, kind: Kind, labels: LabelSummary) -> str
     if kind is Kind.NUMBERS:
         return "top1" if labels.is_whole else "mse"
     values = labels.values
+    if values == {0, 1} and labels.has_minus_one and not _are_probabilities(outputs):
+        raise InputError(
+            "The labels are -1, 0 and 1, and the output is no probability: -1 may be a value or a "
+            "missing label; name the metric: `metric=mse` for values, `metric=auc` for two classes."
+        )
     if values == {0, 1} or (values == {1} and labels.has_minus_one):
         return "auc"
     if values in ({0}, {1}):
@@ -237,6 +245,12 @@ def _of_one_number(outputs: np.ndarray, kind: Kind, labels: LabelSummary) -> str
 def _of_class_scores(name: str, outputs: np.ndarray, kind: Kind, labels: LabelSummary) -> str:
     """A row of scores for each label."""
     width = outputs.shape[-1]
+    if kind is Kind.EMBEDDING and _are_directions(outputs):
+        raise InputError(
+            f"The {width} numbers for each label are a vector of length 1, as embeddings are and "
+            "scores of classes are not; leave the labels out to compare directions, or give "
+            "`metric=package.module:function`."
+        )
     if not labels.is_whole or labels.counts is None:
         raise InputError(
             f"The labels are numbers that are not whole, and the output has {width} for each"
@@ -251,6 +265,8 @@ def _of_class_scores(name: str, outputs: np.ndarray, kind: Kind, labels: LabelSu
         return "auc"  # -1 and 1 are the two classes
     outside = {v: n for v, n in labels.counts.items() if not 0 <= v < width}
     if set(outside) == {VOID} and name != "top1":
+        if width == 2 and labels.values == {0, VOID}:
+            raise InputError(MASK_OF_255)
         return spell(name, {"ignore": VOID})
     if outside:
         raise InputError(
@@ -286,8 +302,12 @@ def _of_same_shape(outputs: np.ndarray, kind: Kind, labels: LabelSummary, places
             return "mse"
         if outputs.ndim - 1 < 2:
             return "position_accuracy"
-        highest = max(*labels.counts, float(outputs.max(initial=1)), 1.0)
-        return spell("mean_iou", {"num_classes": int(highest) + 1})
+        options = {}
+        if VOID in labels.counts and outputs.max(initial=0) < VOID and len(labels.counts) > 2:
+            options["ignore"] = VOID
+        known = [value for value in labels.counts if value != options.get("ignore")]
+        highest = max(*known, float(outputs.max(initial=1)), 1.0)
+        return spell("mean_iou", {"num_classes": int(highest) + 1, **options})
     if labels.values <= {0, 1}:
         if labels.has_minus_one and labels.values == {1}:
             raise InputError(
@@ -298,21 +318,34 @@ def _of_same_shape(outputs: np.ndarray, kind: Kind, labels: LabelSummary, places
             return "top1" if places == 0 else "mean_iou" if places > 1 else "position_accuracy"
         if width == 1 or outputs.ndim == 3:
             return _with_threshold("mean_iou", outputs)
+        if 1 not in labels.values:  # F1 is 0 whatever the model answers
+            return _with_threshold("position_accuracy", outputs)
         return _with_threshold("macro_f1", outputs)
     if labels.values == {0, 1, VOID}:
         return _with_threshold("mean_iou", outputs, ignore=VOID)
     if labels.values == {0, VOID} and kind is Kind.PROBABILITIES:
-        raise InputError(
-            f"The labels are 0 and {VOID}, and the outputs probabilities; divide the labels by "
-            f"{VOID}."
-        )
-    if labels.is_distribution and places == 0 and kind is Kind.CLASS_SCORES:
+        raise InputError(MASK_OF_255)
+    is_class = kind is Kind.CLASS_SCORES or _are_logits(outputs)
+    if labels.is_distribution and places == 0 and is_class:
         return "top1"
     return "mse"
 
 
+def _are_probabilities(outputs: np.ndarray) -> bool:
+    found = outputs.astype(np.float32)
+    return bool(found.min(initial=0) >= 0 and found.max(initial=0) <= 1)
+
+
+def _are_directions(outputs: np.ndarray) -> bool:
+    return bool(np.allclose(np.linalg.norm(outputs.astype(np.float32), axis=-1), 1, atol=1e-2))
+
+
+def _are_logits(outputs: np.ndarray) -> bool:
+    """Whether rows are too far from adding up to 1 for shares that a regression estimates."""
+    found = outputs.astype(np.float64)
+    return bool(found.max() > 1.5 or found.min() < -0.5)
+
+
 def _with_threshold(name: str, outputs: np.ndarray, **options: int) -> str:
     """Probabilities are decided at 0.5, logits at 0."""
-    found = outputs.astype(np.float32)
-    is_probability = found.min(initial=0) >= 0 and found.max(initial=0) <= 1
-    return spell(name, {"threshold": 0.5 if is_probability else 0, **options})
+    return spell(name, {"threshold": 0.5 if _are_probabilities(outputs) else 0, **options})

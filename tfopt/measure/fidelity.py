@@ -8,37 +8,26 @@ of 0 dB at best, however near it is on average.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
-from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfopt.examples import Arrays, Examples
-from tfopt.measure.outputs import (
-    MAX_NAMED_CHANNELS,
-    Detections,
-    Kind,
-    Output,
-    find_detections,
-    infer,
-    lost,
-)
+from tfopt.measure import limits
+from tfopt.measure.outputs import MAX_NAMED_CHANNELS, ROUNDING, Kind, Output
 
-OUTPUTS_FILE = "outputs.json"
-SAMPLE_EXAMPLES = 64  # that the kind of an output is inferred from
-SAMPLE_BYTES = 64 << 20
 MAX_ELEMENTS = 1 << 22  # of an example; larger ones are centred by channel
 MAX_CHANNELS = 4096
 MAX_NAMED_NUMBERS = 64
 MIN_OCCURRENCES = 10  # of a number, to judge how often it is found again
 TRIMMED_SHARE = 0.01
+NEARLY_ALL_TRIMMED_SHARE = 0.003
+UNUSUAL_SHARE = 0.01
+SKETCH_SIZE = 64
+VARYING = 1e-6  # as a share of a value: less is the last digit of float32
 MIN_EXAMPLES_TO_TRIM = 20
 SCORE_FLOOR = 0.02  # deviation of a channel of probabilities below which int8 cannot show it
-ROUNDING = 1e-5  # float32 rounding of a deep network, as a share of the output's size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +41,8 @@ class Fidelity:
       shapes: the first of them, in words.
       dtypes: in words, where numbers became text or floats integers; else empty.
       num_not_finite: examples with NaN or infinity where the reference has numbers.
+      num_other_limits: examples whose NaN, infinities and masked values lie elsewhere than the
+        reference's; see `tfopt.measure.limits`.
       is_constant: whether all examples have the same answer and the reference's differ.
       max_abs_error: the largest difference of any value.
       mean_abs_error: the mean difference of all values.
@@ -62,14 +53,22 @@ class Fidelity:
         difference²; rounding shows here.
       trimmed_sqnr_db: `sqnr_db` without the worst hundredth of the examples, since a decision
         inside the model, such as which of two boxes comes first, may fall either way.
+      nearly_all_sqnr_db: likewise without the worst three in a thousand; exact computation seldom
+        has such close calls.
+      usual_sqnr_db: of values, likewise without the hundredth of the examples farthest from the
+        median: an outlier is a large signal, and hides what became of the others. Infinite where
+        there are too few examples, or those vary no more than by rounding.
       channel: the worst channel that carries information; -1 without channels.
       channel_db: its signal to noise ratio.
       differing: share of numbers or texts that differ.
-      lost_number: a number that often stands in the reference and is seldom found again; else NaN.
+      lost_number: a number that often stands in the reference and is seldom found again, of
+        `tfopt.measure.comparing.DETECTIONS` a class of boxes; else NaN.
       found_again: how often it is, in 0…1.
       agreement: share of equal decisions; NaN where the output makes none.
       is_probability: whether it holds probabilities, of classes or each of its own.
-      is_detected: whether it is a detector's and so compared as part of `DETECTIONS`.
+      is_detected: whether it is a detector's; its signal to noise ratios are then those of the
+        boxes that were found again, relative to the size of each box, or of the scores. See
+        `tfopt.measure.comparing.DETECTIONS`.
     """
 
     kind: str
@@ -78,12 +77,15 @@ class Fidelity:
     shapes: str = ""
     dtypes: str = ""
     num_not_finite: int = 0
+    num_other_limits: int = 0
     is_constant: bool = False
     max_abs_error: float = math.nan
     mean_abs_error: float = math.nan
     sqnr_db: float = math.inf
     relative_db: float = math.inf
     trimmed_sqnr_db: float = math.inf
+    nearly_all_sqnr_db: float = math.inf
+    usual_sqnr_db: float = math.inf
     channel: int = -1
     channel_db: float = math.inf
     differing: float = 0.0
@@ -94,198 +96,18 @@ class Fidelity:
     is_detected: bool = False
 
 
-class Sample:
-    """The first outputs of the model as saved, from which it is inferred what they are."""
-
-    def __init__(self) -> None:
-        self._examples: dict[str, list[np.ndarray]] = {}
-        self._bytes = 0
-
-    def add(self, outputs: Arrays) -> None:
-        """Adds outputs by name, (examples, …)."""
-        for name, value in outputs.items():
-            kept = self._examples.setdefault(name, [])
-            for example in value[: SAMPLE_EXAMPLES - len(kept)]:
-                if self._bytes < SAMPLE_BYTES or len(kept) < 2:
-                    kept.append(np.array(example))
-                    self._bytes += example.nbytes if hasattr(example, "nbytes") else 0
-
-    def save(self, folder: Path, whole: set[str], class_scores: Collection[str] = ()) -> None:
-        """Writes what the outputs are into the folder of the reference.
-
-        Args:
-          folder: where to.
-          whole: outputs without a batch dimension.
-          class_scores: outputs that are known to hold them, since they are scored by class.
-        """
-        found = [self._infer(name, name in whole) for name in self._examples]
-        found = [
-            dataclasses.replace(output, kind=Kind.CLASS_SCORES)
-            if output.name in class_scores and output.kind is not Kind.NUMBERS
-            else output
-            for output in found
-        ]
-        detections = find_detections(self._examples)
-        value = {
-            "outputs": [output.to_json() for output in found],
-            "detections": None if detections is None else dataclasses.asdict(detections),
-        }
-        (folder / OUTPUTS_FILE).write_text(json.dumps(value))
-
-    def _infer(self, name: str, is_whole: bool) -> Output:
-        examples = self._examples[name]
-        if len({example.shape for example in examples}) > 1:  # such as boxes, a number an image
-            rank = examples[0].ndim
-            if rank < 1 or len({example.shape[1:] for example in examples}) > 1:
-                examples = [example.reshape(-1) for example in examples]
-            return infer(name, np.concatenate(examples), is_whole)
-        return infer(name, np.stack(examples), is_whole)
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """The outputs of the model as saved, on disk.
-
-    Attributes:
-      examples: the outputs themselves, as far as they were kept.
-      outputs: what they are, by name.
-      detections: which of them are a detector's; None for other models.
-    """
-
-    examples: Examples
-    outputs: dict[str, Output]
-    detections: Detections | None
-
-    @classmethod
-    def open(cls, folder: Path) -> Reference:
-        """Reads what was written of the model as saved."""
-        value = json.loads((folder / OUTPUTS_FILE).read_text())
-        outputs = [Output.from_json(item) for item in value["outputs"]]
-        found = value["detections"]
-        return cls(
-            Examples(folder),
-            {output.name: output for output in outputs},
-            None if found is None else Detections(**found),
-        )
-
-    @property
-    def whole(self) -> set[str]:
-        """Outputs without a batch dimension."""
-        return {name for name, output in self.outputs.items() if output.is_whole}
-
-
-DETECTIONS = "detections"
-"""The name under which the outputs of a detector are compared together."""
-
-
-class Comparer:
-    """Compares outputs with the reference's, as long as those were kept.
-
-    Attributes:
-      lost: of each output, and of `DETECTIONS`, what was lost of each example's answer; see
-        `tfopt.measure.outputs.lost`.
-    """
-
-    def __init__(self, reference: Reference):
-        self._reference = reference
-        self._start = 0
-        self._compared = {name: _Compared(output) for name, output in reference.outputs.items()}
-        self._lost: dict[str, list[np.ndarray]] = {name: [] for name in reference.outputs}
-        if reference.detections is not None:
-            self._lost[DETECTIONS] = []
-
-    @property
-    def detected(self) -> tuple[str, ...]:
-        """Names of a detector's outputs, which `DETECTIONS` stands for."""
-        found = self._reference.detections
-        return () if found is None else found.names
-
-    @property
-    def lost(self) -> dict[str, np.ndarray]:
-        """See the class."""
-        return {
-            name: np.concatenate(parts) if parts else np.zeros(0)
-            for name, parts in self._lost.items()
-        }
-
-    def fidelity(self) -> dict[str, Fidelity]:
-        """Of each output."""
-        found = {name: compared.fidelity() for name, compared in self._compared.items()}
-        decisions = (Kind.CLASS_SCORES, Kind.PROBABILITIES, Kind.NUMBERS, Kind.TEXT)
-        for name, share in self.lost.items():
-            if name == DETECTIONS:
-                found[name] = Fidelity(DETECTIONS, len(share), agreement=1 - float(share.mean()))
-            elif self._reference.outputs[name].kind in decisions and len(share):
-                found[name] = dataclasses.replace(found[name], agreement=1 - float(share.mean()))
-        for name in self.detected:
-            found[name] = dataclasses.replace(found[name], is_detected=True)
-        return found
-
-    def add(self, outputs: Arrays) -> None:
-        """Compares the next examples; outputs by name, (examples, …).
-
-        Outputs that the reference does not have are left out.
-        """
-        examples = self._reference.examples
-        count = len(next(iter(outputs.values())))
-        stop = min(self._start + count, examples.num_examples)
-        if stop <= self._start:
-            return
-        expected = {
-            name: examples.read(name, self._start, stop) for name in self._reference.outputs
-        }
-        for name, rows in expected.items():
-            output, compared = self._reference.outputs[name], self._compared[name]
-            if name not in outputs:
-                compared.add_missing(len(rows))
-                self._lost[name].append(np.ones(len(rows)))
-                continue
-            value = outputs[name][: stop - self._start]
-            has_rows = len(value) == len(rows)
-            fits = np.array([has_rows and row.shape == value.shape[1:] for row in rows])
-            if not fits.all():
-                others = [row.shape for row, is_fit in zip(rows, fits, strict=True) if not is_fit]
-                compared.add_other_shapes(value.shape[1:], others)
-            share = np.ones(len(rows))
-            if fits.any():
-                kept = value[fits]
-                of = np.stack([row for row, is_fit in zip(rows, fits, strict=True) if is_fit])
-                compared.add(kept, of)
-                share[fits] = lost(output, _finite_or(kept, of), of)
-            self._lost[name].append(share)
-        detections = self._reference.detections
-        if detections is not None and set(detections.names) <= set(outputs):
-            self._lost[DETECTIONS].append(
-                np.array([
-                    detections.lost(
-                        {name: outputs[name][index] for name in detections.names},
-                        {name: expected[name][index] for name in detections.names},
-                    )
-                    for index in range(stop - self._start)
-                ])
-            )  # fmt: skip
-        self._start = stop
-
-
-def _finite_or(value: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Values with zeros where they are not finite but the reference is."""
-    if value.dtype.kind not in "fV":
-        return value
-    wide = value.astype(np.float64)
-    is_broken = ~np.isfinite(wide) & np.isfinite(reference.astype(np.float64))
-    return np.where(is_broken, 0.0, wide) if is_broken.any() else value
-
-
-class _Compared:
+class Compared:
     """What `Fidelity` of one output is computed from, batch by batch."""
 
     def __init__(self, output: Output):
         self._output = output
-        self._count = self._num_other = self._num_not_finite = 0
+        self._count = self._num_other = self._num_not_finite = self._num_other_limits = 0
         self._shapes = self._dtypes = ""
         self._max = self._sum = 0.0
         self._size = 0
         self._noise: list[np.ndarray] = []  # one an example
+        self._sketches: list[np.ndarray] = []  # (examples, SKETCH_SIZE)
+        self._signs = np.zeros(0)
         self._varying: _Variance | None = None
         self._centred_by_element = True
         self._channel_noise: np.ndarray | float = 0.0
@@ -300,16 +122,19 @@ class _Compared:
         self._found_again: Counter[float] = Counter()
 
     def add_other_shapes(self, shape: tuple[int, ...], expected: list[tuple[int, ...]]) -> None:
+        """Counts examples whose shape is not the reference's."""
         self._count += len(expected)
         self._num_other += len(expected)
         self._shapes = self._shapes or f"{shape} instead of {expected[0]}"
 
     def add_missing(self, count: int) -> None:
+        """Counts examples without this output."""
         self._count += count
         self._num_other += count
         self._shapes = "missing"
 
     def add(self, value: np.ndarray, reference: np.ndarray) -> None:
+        """Compares examples of the same shape, (examples, …)."""
         self._count += len(value)
         if _dtype_kind(value.dtype) != _dtype_kind(reference.dtype):
             self._dtypes = f"{value.dtype} instead of {reference.dtype}"
@@ -319,7 +144,9 @@ class _Compared:
             self._watch_constant(value, reference)
             return
         value, reference = value.astype(np.float64), reference.astype(np.float64)
-        is_number = np.isfinite(reference)
+        is_limit = limits.is_limit(reference, self._output.mask)
+        self._num_other_limits += int((~limits.keeps_limits(value, reference, is_limit)).sum())
+        is_number = ~is_limit
         is_broken = ~np.isfinite(value) & is_number
         self._num_not_finite += int(is_broken.reshape(len(value), -1).any(1).sum())
         value = np.where(np.isfinite(value) & is_number, value, 0.0)
@@ -335,6 +162,8 @@ class _Compared:
         )
         squared = np.square(difference)
         self._noise.append(squared.reshape(len(value), -1).sum(1))
+        if self._output.kind in (Kind.VALUES, Kind.EMBEDDING):
+            self._add_sketch(reference)
         self._add_variance(reference)
         self._add_channels(reference, squared)
         if self._output.kind is Kind.NUMBERS:
@@ -344,11 +173,28 @@ class _Compared:
         if self._first is None or self._reference_first is None:
             self._first, self._reference_first = value[:1], reference[:1]
         for rows, first in ((value, self._first), (reference, self._reference_first)):
-            is_same = rows.shape[1:] == first.shape[1:] and bool((rows == first).all())
+            has_shape = rows.shape[1:] == first.shape[1:]
             if rows is value:
-                self._is_constant &= is_same
+                self._is_constant &= has_shape and bool((rows == first).all())
+            elif self._output.kind in (Kind.TEXT, Kind.NUMBERS) or not has_shape:
+                self._reference_varies |= not has_shape or bool((rows != first).any())
             else:
-                self._reference_varies |= not is_same
+                self._reference_varies |= bool(
+                    (np.abs(rows - first) > VARYING * np.abs(first)).any()
+                )
+
+    def _add_sketch(self, reference: np.ndarray) -> None:
+        """Sums of entries with random signs, whose squared distances are those of the examples.
+
+        On average, by Charikar, Chen & Farach-Colton's count sketch (2002); exactly, where examples
+        have few entries.
+        """
+        rows = reference.reshape(len(reference), -1)
+        size = rows.shape[1]
+        if len(self._signs) != size:
+            self._signs = np.random.default_rng(0).choice((-1.0, 1.0), size)
+        padded = np.pad(rows * self._signs, ((0, 0), (0, -size % SKETCH_SIZE)))
+        self._sketches.append(padded.reshape(len(rows), -1, SKETCH_SIZE).sum(1))
 
     def _add_variance(self, reference: np.ndarray) -> None:
         shape = reference.shape[1:]
@@ -385,6 +231,7 @@ class _Compared:
             self._found_again[float(number)] += int(found.sum())
 
     def fidelity(self) -> Fidelity:
+        """Of all that was added."""
         kind = self._output.kind.value
         common: dict[str, Any] = {
             "num_examples": self._count,
@@ -392,6 +239,7 @@ class _Compared:
             "shapes": self._shapes,
             "dtypes": self._dtypes,
             "num_not_finite": self._num_not_finite,
+            "num_other_limits": self._num_other_limits,
             "is_constant": self._is_constant and self._reference_varies,
         }
         differing = self._num_differing / self._size if self._size else 0.0
@@ -403,10 +251,8 @@ class _Compared:
         # Of an output that does not vary, all of it is signal.
         if signal <= energy_floor:
             signal = self._energy
-        num_trimmed = 0
-        if len(noise) >= MIN_EXAMPLES_TO_TRIM:
-            num_trimmed = max(1, int(TRIMMED_SHARE * len(noise)))
-        kept = np.sort(noise)[: len(noise) - num_trimmed]
+        if not self._energy and self._max <= ROUNDING:  # zeros, but for rounding
+            noise = np.zeros_like(noise)
         channel, channel_db = self._worst_channel()
         number, found_again = self._worst_number()
         return Fidelity(
@@ -414,9 +260,11 @@ class _Compared:
             **common,
             max_abs_error=self._max,
             mean_abs_error=self._sum / self._size if self._size else math.nan,
-            sqnr_db=_decibels(signal, float(noise.sum())),
-            relative_db=_decibels(self._energy, float(noise.sum())),
-            trimmed_sqnr_db=_decibels(signal, float(kept.sum())),
+            sqnr_db=decibels(signal, float(noise.sum())),
+            relative_db=decibels(self._energy, float(noise.sum())),
+            trimmed_sqnr_db=decibels(signal, trimmed(noise, TRIMMED_SHARE)),
+            nearly_all_sqnr_db=decibels(signal, trimmed(noise, NEARLY_ALL_TRIMMED_SHARE)),
+            usual_sqnr_db=self._usual_sqnr_db(noise),
             channel=channel,
             channel_db=channel_db,
             differing=differing,
@@ -424,6 +272,18 @@ class _Compared:
             found_again=found_again,
             is_probability=self._holds_probabilities,
         )
+
+    def _usual_sqnr_db(self, noise: np.ndarray) -> float:
+        if self._is_probability or not self._sketches or len(noise) < MIN_EXAMPLES_TO_TRIM:
+            return math.inf
+        sketches = np.concatenate(self._sketches)
+        distances = np.square(sketches - np.median(sketches, 0)).sum(1)
+        num_unusual = max(1, int(UNUSUAL_SHARE * len(noise)))
+        usual = np.argsort(distances)[: len(noise) - num_unusual]
+        signal = float(distances[usual].sum())
+        if signal <= VARYING**2 * self._energy:
+            return math.inf
+        return decibels(signal, float(noise[usual].sum()))
 
     @property
     def _holds_probabilities(self) -> bool:
@@ -445,27 +305,32 @@ class _Compared:
             counts &= deviation >= 0.5 * np.median(deviation)
         if not counts.any():
             return -1, math.inf
-        decibels = np.array(
+        by_channel = np.array(
             [
-                _decibels(float(s), float(n)) if is_counted else math.inf
+                decibels(float(s), float(n)) if is_counted else math.inf
                 for s, n, is_counted in zip(signal, noise, counts, strict=True)
             ]
         )
-        worst = int(decibels.argmin())
-        return worst, float(decibels[worst])
+        worst = int(by_channel.argmin())
+        return worst, float(by_channel[worst])
 
     def _worst_number(self) -> tuple[float, float]:
         if not 1 < len(self._numbers) <= MAX_NAMED_NUMBERS:
             return math.nan, math.nan
-        shares = {
-            number: self._found_again[number] / count
-            for number, count in self._numbers.items()
-            if count >= MIN_OCCURRENCES
-        }
-        if not shares:
-            return math.nan, math.nan
-        worst = min(shares, key=shares.__getitem__)
-        return worst, shares[worst]
+        return least_found(self._numbers, self._found_again)
+
+
+def least_found(numbers: Counter[float], found_again: Counter[float]) -> tuple[float, float]:
+    """The number that is found again least, and in which share of cases; NaN where all are rare."""
+    shares = {
+        number: found_again[number] / count
+        for number, count in numbers.items()
+        if count >= MIN_OCCURRENCES
+    }
+    if not shares:
+        return math.nan, math.nan
+    worst = min(shares, key=shares.__getitem__)
+    return worst, shares[worst]
 
 
 class _Variance:
@@ -516,7 +381,15 @@ def _dtype_kind(dtype: np.dtype) -> str:
     return {"V": "f", "u": "i", "O": "text", "S": "text", "U": "text"}.get(dtype.kind, dtype.kind)
 
 
-def _decibels(signal: float, noise: float) -> float:
+def trimmed(noise: np.ndarray, share: float) -> float:
+    """The sum of all but the largest share, of one at least."""
+    if len(noise) < MIN_EXAMPLES_TO_TRIM:
+        return float(noise.sum())
+    return float(np.sort(noise)[: len(noise) - max(1, int(share * len(noise)))].sum())
+
+
+def decibels(signal: float, noise: float) -> float:
+    """The ratio of two sums of squares; infinite without noise."""
     if not noise:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tfopt.measure.fidelity import DETECTIONS, Fidelity
+from tfopt.measure.comparing import DETECTIONS
+from tfopt.measure.fidelity import Fidelity
 from tfopt.measure.outputs import Kind
 
 LIMITS_DB = {
@@ -51,9 +52,7 @@ def what_is_wrong(found: Mapping[str, Fidelity], min_db: float | None) -> str | 
     reasons = []
     for name, fidelity in found.items():
         what = "The detections are" if name == DETECTIONS else f"Output {name!r} is"
-        if reason := _broken(fidelity) or (
-            None if min_db is None or fidelity.is_detected else _beyond(fidelity, min_db)
-        ):
+        if reason := _broken(fidelity) or (None if min_db is None else _beyond(fidelity, min_db)):
             reasons.append((fidelity.sqnr_db, f"{what} not the model's: {reason}."))
     return min(reasons)[1] if reasons else None
 
@@ -85,11 +84,27 @@ def _beyond(found: Fidelity, min_db: float) -> str | None:
                 f"{found.agreement:.1%} of its boxes are found again, {1 - allowed:.1%} are "
                 "expected; min_sqnr_db sets another limit"
             )
+        if found.found_again < min(FOUND_AGAIN, 1 - share):
+            of_class = f"of its boxes of class {found.lost_number:g}"
+            return f"{found.found_again:.1%} {of_class} are found again"
         return None
+    is_exact = min_db >= TF32_DB
+    trimmed_db = found.nearly_all_sqnr_db if is_exact else found.trimmed_sqnr_db
+    is_near = found.sqnr_db >= min_db or (
+        trimmed_db >= min_db and found.sqnr_db >= min(min_db, TRIMMED_MIN_DB)
+    )
+    if found.is_detected:
+        what = f"in boxes that are found again it is {found.sqnr_db:.1f} dB above the error"
+        return None if is_near else f"{what}, and {needed}"
     if found.num_other_shapes > allowed * found.num_examples:
         return (
             f"{found.num_other_shapes} of {found.num_examples} examples have another shape, such "
             f"as {found.shapes}"
+        )
+    if found.num_other_limits > max(1.0, share**2 * found.num_examples):
+        return (
+            f"{found.num_other_limits} of {found.num_examples} examples have other values where "
+            "the model has NaN, infinity or masked values; min_sqnr_db sets another limit"
         )
     if found.kind in (Kind.NUMBERS, Kind.TEXT):
         if found.differing > allowed:
@@ -99,14 +114,16 @@ def _beyond(found: Fidelity, min_db: float) -> str | None:
         return None
     is_rounding = (
         found.relative_db >= ROUNDING_DB
-        if min_db >= TF32_DB
+        if is_exact
         else found.is_probability and found.max_abs_error <= PROBABILITY_STEPS
-    )
-    is_near = found.sqnr_db >= min_db or (
-        found.trimmed_sqnr_db >= min_db and found.sqnr_db >= min(min_db, TRIMMED_MIN_DB)
     )
     if not (is_near or is_rounding):
         return f"its signal is {found.sqnr_db:.1f} dB above the error, and {needed}"
+    if found.usual_sqnr_db < min(CHANNEL_DB, min_db) and not is_rounding:
+        return (
+            f"without its outliers, its signal is {found.usual_sqnr_db:.1f} dB above the "
+            "error; min_sqnr_db sets another limit"
+        )
     if found.channel_db < min(CHANNEL_DB, min_db) and not is_rounding:
         return (
             f"the signal of channel {found.channel} is {found.channel_db:.1f} dB above the error; "

@@ -194,6 +194,12 @@ def _keras_scores(
     function: Callable[..., Any], form: str, outputs: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
     outputs, labels = _for_keras(outputs, labels, form)
+    name = getattr(function.func, "__name__", "") if hasattr(function, "func") else ""
+    if not name.startswith("sparse") and outputs.size != labels.size:
+        raise InputError(
+            f"Keras's {name} compares labels of the outputs' own shape {outputs.shape} and got "
+            f"{labels.shape}; for class numbers choose a metric whose name begins with Sparse."
+        )
     values = np.asarray(_numpy(function(labels, outputs)), np.float64)
     return values.reshape(len(outputs), -1).mean(1)
 

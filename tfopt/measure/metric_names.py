@@ -107,6 +107,14 @@ def name_of(given: Any) -> str | None:
         )
     module = getattr(given, "__module__", None) or type(given).__module__
     function = getattr(given, "__qualname__", None) or type(given).__qualname__
+    library = module.partition(".")[0]
+    if library == "sklearn":  # takes labels first; its name shows which way is better
+        return name_of(f"sklearn:{function}")
+    if library in ("keras", "tf_keras"):
+        raise InputError(
+            f"metric is Keras's {function}, which takes labels first and may be an error; give the "
+            "metric by name, such as keras:MeanSquaredError, or a function of outputs and labels."
+        )
     if module != main_module.NAME and _is_importable(module, function, given):
         return f"{module}:{function}"
     return f"{main_module.NAME}:{main_module.share(function, given)}"
@@ -184,11 +192,15 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 def spell(name: str, options: Mapping[str, Any]) -> str:
     """The text that `parse` reads back; options are sorted."""
 
+    def plain(given: Any) -> Any:
+        return given.tolist() if hasattr(given, "tolist") else given  # of NumPy
+
     def value(given: Any) -> str:
+        given = plain(given)
         if isinstance(given, str) and given.isidentifier() and given not in _KEYWORDS:
             return given
         if isinstance(given, (list, tuple)):
-            return f"[{','.join(map(repr, given))}]"
+            return f"[{','.join(repr(plain(item)) for item in given)}]"
         return repr(given)
 
     inside = ",".join(f"{key}={value(options[key])}" for key in sorted(options))

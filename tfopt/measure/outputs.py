@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from tfopt.measure import limits
 
 Arrays = dict[str, np.ndarray]
 
@@ -21,6 +24,7 @@ MIN_CLASSES_OF_LOGITS = 10
 MIN_WIDTH_OF_EMBEDDING = 16
 MAX_NAMED_CHANNELS = 16
 """Up to so many channels each is a quantity of its own; beyond, they are entries of one vector."""
+ROUNDING = 1e-5  # float32 rounding of a deep network, as a share of the output's size
 IOU = 0.5  # of boxes that count as the same, as in PASCAL VOC
 MIN_SCORE = 0.05  # of boxes that count at all
 
@@ -66,6 +70,7 @@ class Output:
         channels are quantities of their own.
       channel_axis: of an example with its batch dimension; None without channels.
       is_whole: whether it has no batch dimension, so that all of it belongs to one example.
+      mask: magnitude from which values are masked ones; see `tfopt.measure.limits`.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Output:
     spread: tuple[float, ...] = (0.0,)
     channel_axis: int | None = None
     is_whole: bool = False
+    mask: float = math.inf
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary that `from_json` reads."""
@@ -97,12 +103,18 @@ def infer(name: str, values: np.ndarray, is_whole: bool = False) -> Output:
         return Output(name, kind, is_whole=is_whole)
     axis = channel_axis(values.shape)
     found = np.asarray(values, np.float64)
-    found = np.where(np.isfinite(found), found, 0.0)
-    spread = (float(found.std()),)
+    mask = limits.mask_of(found)
+    found = np.where(limits.is_limit(found, mask), np.nan, found)
+    spread: tuple[float, ...] = (_deviation(found),)
     if kind is Kind.VALUES and axis is not None and found.shape[axis] <= MAX_NAMED_CHANNELS:
-        others = tuple(index for index in range(found.ndim) if index != axis % found.ndim)
-        spread = tuple(found.std(axis=others).tolist())
-    return Output(name, kind, spread, axis, is_whole)
+        spread = tuple(_deviation(channel) for channel in np.moveaxis(found, axis, 0))
+    return Output(name, kind, spread, axis, is_whole, mask)
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Standard deviation of values that are not NaN; 0 without any."""
+    known = values[~np.isnan(values)]
+    return float(known.std()) if known.size else 0.0
 
 
 def channel_axis(shape: tuple[int, ...]) -> int | None:
@@ -116,14 +128,16 @@ def infer_kind(values: np.ndarray) -> Kind:
     """What an output is, by its values on real examples, (examples, …)."""
     if values.dtype.kind in "OSU":
         return Kind.TEXT
+    if values.dtype == np.uint8 and values.ndim == 4 and values.shape[-1] in (3, 4):
+        return Kind.VALUES  # colours of an image
     if values.dtype.kind in "iub":
         return Kind.NUMBERS
     found = np.asarray(values, np.float64)
-    if not found.size or not np.isfinite(found).all():
-        return Kind.VALUES
     width = found.shape[-1] if found.ndim >= 2 else 1
-    if width >= 2 and _are_class_probabilities(found):
+    if width >= 2 and found.size and _are_class_probabilities(found):
         return Kind.CLASS_SCORES
+    if not found.size or limits.is_limit(found, limits.mask_of(found)).any():
+        return Kind.VALUES
     if found.min() >= 0 and found.max() <= 1:
         return Kind.PROBABILITIES if _are_decided(found) else Kind.VALUES
     if found.ndim == 2 and width >= 2:
@@ -138,7 +152,9 @@ def infer_kind(values: np.ndarray) -> Kind:
 
 
 def _are_class_probabilities(found: np.ndarray) -> bool:
-    """Whether the last axis holds softmax, or its logarithm."""
+    """Whether the last axis holds softmax, or its logarithm (-inf for 0)."""
+    if np.isnan(found).any():
+        return False
     if found.min() >= 0:
         return bool(np.allclose(found.sum(-1), 1, atol=1e-2))
     return bool(found.max() <= 0 and np.allclose(np.exp(found).sum(-1), 1, atol=1e-2))
@@ -165,6 +181,27 @@ def _look_like_logits(found: np.ndarray) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
+class Match:
+    """What became of the boxes of one image.
+
+    Attributes:
+      lost: 1 - F1 of the boxes.
+      boxes: of those that were found again, the squared error of the corners as a share of the
+        box's own size, (boxes,).
+      scores: of the same boxes, the squared error of the score as a share of the mean squared
+        score of the image, (boxes,).
+      classes: of all boxes of the reference, (boxes,).
+      is_found: which of those were found again.
+    """
+
+    lost: float
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+    is_found: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Detections:
     """The outputs of a detector that ends in suppression: boxes with scores, image by image.
 
@@ -183,20 +220,31 @@ class Detections:
         """All of them."""
         return tuple(name for name in (self.boxes, self.scores, self.classes) if name)
 
-    def lost(self, value: Arrays, reference: Arrays) -> float:
-        """1 - F1 of the boxes of one image, matched by class and overlap, best scores first."""
+    def match(self, value: Arrays, reference: Arrays) -> Match:
+        """Matches the boxes of one image by class and overlap, best scores first."""
         found, expected = self._of(value), self._of(reference)
         if not len(found[0]) and not len(expected[0]):
-            return 0.0
+            none = np.zeros(0)
+            return Match(0.0, none, none, none, none.astype(bool))
         free = np.ones(len(expected[0]), bool)
-        num_matched = 0
+        pairs: list[tuple[int, int]] = []
         overlap = _iou(found[0], expected[0])
         for index in np.argsort(-found[1], kind="stable"):
             fits = np.where(free & (expected[2] == found[2][index]), overlap[index], 0.0)
             if len(fits) and fits.max() >= IOU:
                 free[fits.argmax()] = False
-                num_matched += 1
-        return 1 - 2 * num_matched / (len(found[0]) + len(expected[0]))
+                pairs.append((int(index), int(fits.argmax())))
+        ours, theirs = np.array(pairs, int).reshape(-1, 2).T
+        before = expected[0][theirs]
+        size = np.tile(np.maximum(before[:, 2:] - before[:, :2], 1e-12), 2)
+        mean_square = np.square(expected[1]).mean() if len(pairs) else 1.0
+        return Match(
+            1 - 2 * len(pairs) / (len(found[0]) + len(expected[0])),
+            np.square((found[0][ours] - before) / size).mean(1),
+            np.square(found[1][ours] - expected[1][theirs]) / mean_square,
+            expected[2],
+            ~free,
+        )
 
     def _of(self, outputs: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scores = np.asarray(outputs[self.scores], np.float64).reshape(-1)
@@ -281,6 +329,7 @@ def lost(output: Output, value: np.ndarray, reference: np.ndarray) -> np.ndarray
         ours, theirs = (found.reshape(count, -1) > 0.5 for found in (value, reference))
         both, total = (ours & theirs).sum(1), ours.sum(1) + theirs.sum(1)
         return np.where(total > 0, 1 - 2 * both / np.maximum(total, 1), 0.0)
+    is_limit = limits.is_limit(reference, output.mask)
     if output.kind is Kind.EMBEDDING:
         value, reference = value.reshape(count, -1), reference.reshape(count, -1)
         product = np.linalg.norm(value, axis=1) * np.linalg.norm(reference, axis=1)
@@ -292,8 +341,11 @@ def lost(output: Output, value: np.ndarray, reference: np.ndarray) -> np.ndarray
         shape = [1] * reference.ndim
         shape[output.channel_axis] = -1
         spread = spread.reshape(shape)
-    # A channel that does not vary has no spread of its own: its size stands in.
-    scale = np.where(spread > 0, spread, np.maximum(np.abs(reference), 1e-30))
+    # A channel that does not vary beyond rounding has no spread of its own: its size stands in.
+    size = np.where(is_limit, 0.0, np.abs(reference))
+    scale = np.where(spread > ROUNDING * size, spread, np.where(size > 0, size, 1.0))
     with np.errstate(invalid="ignore"):
-        error = np.where(np.isfinite(reference), (value - reference) / scale, 0.0)
-    return np.sqrt(np.square(error).reshape(count, -1).mean(1)) if error.size else np.zeros(count)
+        error = np.where(is_limit, 0.0, (value - reference) / scale)
+    found = np.sqrt(np.square(error).reshape(count, -1).mean(1)) if error.size else np.zeros(count)
+    is_kept = limits.keeps_limits(value, reference, is_limit)
+    return np.where(is_kept, found, np.maximum(found, 1.0))

@@ -15,7 +15,7 @@ from tfopt.finite import usable
 
 METHODS = ("minmax", "percentile", "entropy")
 
-_ENTROPY_BINS = 512  # of ONNX Runtime's 128 symmetric int8 leaves only the whole range to choose
+_ENTROPY_BINS = 512  # ONNX Runtime's 128 leave only the whole range to choose
 _CHUNK = 16  # batches whose activations the histogram calibrators hold at a time
 _GROWTH = 8.0  # how much wider a range may become before its histogram is made anew
 _SMALLEST = 1e-30  # below it, float32 cannot tell the edges of bins apart
@@ -49,7 +49,7 @@ def ranges(
     from onnxruntime.quantization.calibrate import create_calibrator
 
     options: dict[str, bool | int] = {"symmetric": is_symmetric}
-    if is_symmetric and method == "entropy":
+    if method == "entropy":
         options["num_bins"] = _ENTROPY_BINS
     calibrator = create_calibrator(
         file,

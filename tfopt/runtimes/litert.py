@@ -31,6 +31,7 @@ from tfopt.signature import Signature, TensorSpec
 FILE = "model.tflite"
 KINDS = ("saved_model", "tflite")
 XNNPACK, OWN_KERNELS = "XNNPACK", "LiteRT's own kernels"
+_INFINITE = 1e30  # a scale of a range that ends at the largest float32
 _ACTIVATION_DTYPES = ("float32", "int8", "int16")
 _OPS_WITH_CHANNELS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 
@@ -391,7 +392,12 @@ def _details(
 
 
 def _note_float_layers(conversion: Conversion, dtype: str) -> None:
-    """Counts the layers that stayed in float32, by op."""
+    """Counts the layers that stayed in float32, by op.
+
+    Raises:
+      ConversionError: when there are no others, or one holds infinite values, as of masks, beside
+        which few bits cannot hold ordinary ones.
+    """
     model = flatbuffer.read((conversion.folder / FILE).read_bytes())
     in_float: Counter[str] = Counter()
     num_layers = num_quantized = 0
@@ -401,6 +407,14 @@ def _note_float_layers(conversion: Conversion, dtype: str) -> None:
             types = {flatbuffer.type_name(subgraph.tensors[index]) for index in operator.outputs}
             if name in ("QUANTIZE", "DEQUANTIZE"):
                 continue
+            scales = [subgraph.tensors[i].quantization.scale for i in operator.outputs
+                      if subgraph.tensors[i].quantization is not None]  # fmt: skip
+            if any(scale is not None and (scale > _INFINITE).any() for scale in scales):
+                raise ConversionError(
+                    f"LiteRT cannot quantize a layer that holds infinite values ({name}), such as "
+                    "-inf in a mask; mask with a number a little below the others (-20), or take "
+                    "dynamic_range or float16."
+                )
             num_layers += 1
             num_quantized += dtype in types
             in_float[name] += "FLOAT32" in types

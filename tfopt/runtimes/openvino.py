@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt.artifact import Artifact
-from tfopt.errors import ConversionError, first_line
+from tfopt.errors import MAX_REASON, ConversionError, first_line
 from tfopt.graph import SIGNATURE_KEY
 from tfopt.measure import environment, suitability
 from tfopt.measure.suitability import Suitability
@@ -404,14 +405,20 @@ def _name(port: Any, names: tuple[str, ...]) -> str:
     return next(iter(port.get_names() & set(names)), port.get_any_name())
 
 
-_TELLING = ("not supported", "No translator", "No conversion rule")
-
-
 def _reason(error: Exception) -> str:
+    """Why OpenVINO refused: the operations, where its front end lists them."""
+    listed = re.findall(
+        r"^-- (?:No conversion rule found for operations|Conversion is failed for): *(.+)$",
+        str(error),
+        re.MULTILINE,
+    )
+    if listed:
+        ops = ", ".join(dict.fromkeys(op.strip() for ops in listed for op in ops.split(",")))
+        return f"it has no conversion for {ops}. Another runtime may, or take it out of the model."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line.removeprefix("-- ") for line in lines if line.startswith("[")
-               or any(words in line for words in _TELLING)]  # fmt: skip
-    return (telling or [first_line(error)])[0][:300]
+    telling = [line for line in lines if "not support" in line or "No translator" in line
+               or line.startswith("[")]  # fmt: skip
+    return (telling or [first_line(error)])[0][:MAX_REASON]
 
 
 RUNTIME = OpenVino()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,11 @@ class Budget:
         for name, value in dataclasses.asdict(self).items():
             if value is None:
                 continue
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value) or value < 0:
                 raise InputError(f"{name} is {value!r}; expected a number of at least 0.")
+            if hasattr(value, "item"):  # NumPy's
+                object.__setattr__(self, name, value.item())
 
     def violation(self, row: Mapping[str, Any], drops: Sequence[Drop] | None) -> str | None:
         """Why a measured variant is over budget, in one sentence, or None.

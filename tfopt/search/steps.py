@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from tfopt import runtimes
+from tfopt import finite, runtimes
 from tfopt.artifact import Artifact, measure_files
 from tfopt.dataset import (
     Dataset,
@@ -25,7 +25,7 @@ from tfopt.dataset import (
 )
 from tfopt.errors import ConversionError, InputError, first_line
 from tfopt.measure import accuracy, diagnosis, environment, gpu, latency, throughput
-from tfopt.measure.fidelity import OUTPUTS_FILE, Reference
+from tfopt.measure.comparing import OUTPUTS_FILE, Reference
 from tfopt.runtimes.base import Conversion, Runtime, Session
 from tfopt.source import Source
 from tfopt.trt.spec import EngineOptions
@@ -74,6 +74,8 @@ def convert(
         shapes=None if data is None else lambda: batch_shapes(data, signature, size),
         count_shapes=(None if data is None else lambda: count_calibration_shapes(data, signature)),
     )
+    if conversion.calibration is not None and runtime.precision_of(variant).is_calibrated:
+        conversion.notes += finite.note(conversion.calibration())
     try:
         runtime.convert(variant, conversion)
         if (suitability := runtime.suitability(variant)) is not None:
