@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tfopt import variant
@@ -28,6 +28,7 @@ variants = st.builds(Variant, names, names, options)
 
 
 class TestVariant:
+    @settings(suppress_health_check=[HealthCheck.too_slow])
     @given(variants)
     @example(Variant("int8", "x", (("a", "nan"),)))
     @example(Variant("int8", "x", (("a", 1e16), ("b", -1e-16), ("c", float("inf")))))

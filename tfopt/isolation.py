@@ -271,8 +271,8 @@ def _log_level(wanted: str | None) -> str:
 
 
 def _reason(error: Exception) -> str:
-    kind, line = type(error).__name__, first_line(error)
-    return line if line == kind else f"{kind}: {line[:MAX_REASON]}"
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line[:MAX_REASON]}"
 
 
 def find_function(name: str) -> Callable[..., Any]:

@@ -41,16 +41,13 @@ class Contents:
             raise self._unusable(folder, error) from error
         if resume and not (folder / self.state).is_file():
             raise InputError(f"Nothing to resume in {folder}: it holds no {self.state}.")
-        if is_full and overwrite and not any((folder / mark).is_file() for mark in self.marks):
+        if is_full and overwrite and not self._is_ours(folder):
             raise InputError(
                 f"{folder} was not written by tfopt, so `overwrite=True` leaves it alone; name "
                 "another `output_dir`."
             )
         if is_full and not overwrite and not resume:
-            raise InputError(
-                f"{folder} is not empty; give `resume=True` to go on with it, "
-                "`overwrite=True` to start again, or another `output_dir`."
-            )
+            raise InputError(f"{folder} is not empty; {self._remedy(folder)}.")
         return folder
 
     def claim(self, folder: Path, resume: bool, overwrite: bool) -> Path:
@@ -80,6 +77,20 @@ class Contents:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+    def _is_ours(self, folder: Path) -> bool:
+        return any((folder / mark).is_file() for mark in self.marks)
+
+    def _remedy(self, folder: Path) -> str:
+        """What can be done about a folder that holds something; only what would work."""
+        if (folder / self.state).is_file():
+            return (
+                "give `resume=True` to go on with it, `overwrite=True` to start again, or another "
+                "`output_dir`"
+            )
+        if self._is_ours(folder):
+            return "give `overwrite=True` to start again, or another `output_dir`"
+        return "name another `output_dir`"
 
     @staticmethod
     def _unusable(folder: Path, error: OSError) -> InputError:

@@ -137,6 +137,9 @@ def test_output_folder_that_is_not_empty(optimize, tmp_path):
     folder.mkdir()
     (folder / "mine.txt").write_text(TEXT)
     message = optimize(output_dir=folder)
+    assert "name another --output_dir" in message
+    (folder / "ledger.jsonl").touch()
+    message = optimize(output_dir=folder)
     assert "--resume" in message
     assert "--overwrite" in message
     assert "`" not in message

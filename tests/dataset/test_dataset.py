@@ -887,7 +887,6 @@ STREAM = """
     from pathlib import Path
     import numpy as np
     from tfopt import dataset
-from tfopt.dataset import streams
     from tfopt.measure import environment
     from tfopt.signature import Signature, TensorSpec
 

@@ -197,7 +197,7 @@ def test_interrupted_and_resumed(framework, files, call):
         capture_output=True, text=True,
     )  # fmt: skip
     assert interrupted.returncode == 130, interrupted.stderr
-    assert "go on with --resume" in interrupted.stderr
+    assert "run it again with resume" in interrupted.stderr
     assert not (files / "student.keras").exists()
     assert list(pd.read_csv(files / "student" / "history.csv").epoch) == [1, 2]
     status, out, err = call(files, *flags, "--resume")
@@ -220,7 +220,7 @@ def test_interrupted_while_teachers_are_asked(framework, files, call, monkeypatc
         patch.setattr(CachedBatches, "fill", interrupt)
         status, _, err = call(files)
     assert status == commands.INTERRUPTED
-    assert "go on with --resume" in err
+    assert "run it again with resume" in err
     status, _, err = call(files, "--resume")
     assert status == commands.DONE, err
 

@@ -551,8 +551,8 @@ class TestRefusals:
         teacher = dense("keras", 1)
         self.refuse("alpha is 1.5", framework, teacher, alpha=1.5)
         self.refuse("There is no teacher", framework, [])
-        self.refuse("no output 'logit'; expected one of logits", framework, teacher,
-                    losses={"logit": losses.SoftTargets()})  # fmt: skip
+        self.refuse("no output 'logit', which losses are given for; expected one of logits",
+                    framework, teacher, losses={"logit": losses.SoftTargets()})  # fmt: skip
         self.refuse("Both losses and a temperature", framework, teacher,
                     losses=losses.SoftTargets(), temperature=2.0)  # fmt: skip
 

@@ -277,3 +277,15 @@ def test_dropping_a_signature_drops_its_weights(two_layers):
     model = flatbuffer.read(kept)
     assert len(model.subgraphs) == len(model.signatureDefs) == 1
     assert flatbuffer.only_signature(kept, "first") == kept
+
+
+def test_the_output_that_cannot_be_int8_is_named(tmp_path):
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.call = function(
+        lambda x: {"a": x @ KERNEL, "b": tf.argmax(x, -1, tf.int32)}, x=(None, 6)
+    )
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.call)
+    with pytest.raises(ConversionError, match=r"Only float32 outputs .* and b is int32"):
+        convert(tmp_path / "model", "int8(inputs=int8,outputs=int8)@litert", tmp_path, x=X)

@@ -451,7 +451,7 @@ class TestAccuracyDrop:
         both = evaluate_both(
             tmp_path, x, None, "agreement", softmax, lambda x: softmax(x + np.array([0.5, 0, 0]))
         )
-        same = 1 - both[1].lost["out0"]
+        same = ~both[1].lost["out0"]
         assert 0 < same.mean() < 1
         drop = drop_of(both)
         assert drop == statistics.paired_proportion_bound(np.ones(50), same)
@@ -466,6 +466,23 @@ class TestAccuracyDrop:
         lost = (x == 2).mean(1)
         np.testing.assert_allclose(both[1].lost["out0"], lost)
         assert drop_of(both) == statistics.paired_mean_bound(lost)
+
+    def test_without_labels_the_bound_follows_the_question(self, tmp_path):
+        """Two variants, one with and one without any loss, are bounded in the same way."""
+        x = np.random.default_rng(0).uniform(0.6, 1, size=(200, 12)).astype(np.float32)
+        x *= np.random.default_rng(1).integers(0, 2, size=x.shape)
+
+        def one_off(x):
+            return np.where(x == x.max(), 0, x)
+
+        highs = []
+        for name, change in (("same", np.abs), ("off", one_off)):
+            both = evaluate_both(
+                tmp_path / name, x, None, "agreement", np.abs, change, input_shape=(None, 12)
+            )
+            assert both[1].lost["out0"].dtype == float
+            highs.append(drop_of(both).high)
+        assert highs[0] == 0 < highs[1]
 
     def test_without_labels_errors_are_shares_of_the_spread(self, tmp_path):
         x = np.random.default_rng(0).normal(size=(30, 1)).astype(np.float32)

@@ -329,6 +329,69 @@ class TestBoth:
         assert models.error(models.run(found, models.EXAMPLES), wanted) < 0.03
 
 
+def gelu_between_products():
+    """x + x³ as in the tanh form of GELU, with values up to 400 where most lie near 1."""
+    return models.make(
+        [
+            node("MatMul", ["x", "m"], ["a"], name="first"),
+            node("Mul", ["a", "a"], ["square"], name="square"),
+            node("Mul", ["a", "square"], ["cube"], name="cube"),
+            node("Mul", ["cube", "k"], ["scaled"], name="scaled"),
+            node("Add", ["a", "scaled"], ["inner"], name="inner"),
+            node("Mul", ["inner", "c"], ["argument"], name="argument"),
+            node("Tanh", ["argument"], ["t"], name="t"),
+            node("Add", ["t", "one"], ["above"], name="above"),
+            node("Mul", ["a", "above"], ["gelu"], name="gelu"),
+            node("MatMul", ["gelu", "n"], ["y"], name="second"),
+        ],
+        {
+            "m": models.random(8, 16),
+            "n": models.random(16, 4, seed=1),
+            "k": np.float32(0.044715).reshape(1),
+            "c": np.float32(np.sqrt(2 / np.pi)).reshape(1),
+            "one": np.ones(1, np.float32),
+        },
+        ["n", 8],
+        ["n", 4],
+    )
+
+
+class TestOnlyProducts:
+    @pytest.mark.parametrize("is_symmetric", [True, False])
+    def test_nothing_else_is_quantized(self, to_int8, is_symmetric):
+        batches = [{"x": models.random(64, 8, seed=2)}]
+        found = to_int8(
+            gelu_between_products(), batches,
+            is_symmetric=is_symmetric, reduce_range=not is_symmetric, only_products=True,
+        )  # fmt: skip
+        inputs = readers(found)
+        for name in ("first", "second"):
+            assert all("Q(" in tensor for tensor in inputs[name])
+        made = {tensor for names in inputs.values() for tensor in names}
+        assert {"square", "cube", "scaled", "inner", "argument", "t", "above"} <= made
+
+    def test_keeps_what_int8_sums_lose(self, to_int8):
+        x = 3 * models.random(256, 8, seed=2)
+        wanted = models.run(gelu_between_products(), x)
+        errors = {}
+        for only_products in (True, False):
+            found = to_int8(
+                gelu_between_products(), [{"x": x}],
+                is_symmetric=False, reduce_range=True, only_products=only_products,
+            )  # fmt: skip
+            errors[only_products] = models.error(models.run(found, x), wanted)
+        assert errors[True] < 0.03
+        assert errors[False] > 3 * errors[True]
+
+    def test_fused_activation_functions_are_int8(self, to_int8):
+        found = to_int8(
+            models.conv_relu_gemm(), is_symmetric=False, reduce_range=True, only_products=True
+        )
+        assert not models.nodes_of(found, "Relu")  # the range of its product begins at 0
+        wanted = models.run(models.conv_relu_gemm(), models.EXAMPLES)
+        assert models.error(models.run(found, models.EXAMPLES), wanted) < 0.03
+
+
 def log_then_gemm():
     """Values below 0 become NaN and 0 becomes infinity, and a Where replaces both by 0."""
     return models.make(

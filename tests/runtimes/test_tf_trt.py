@@ -241,7 +241,7 @@ class TestCalibration:
 
     def test_none_are_refused(self, tmp_path):
         made = dataclasses.replace(conversion(tmp_path), calibration=None)
-        with pytest.raises(ConversionError, match="none were set aside; give more data"):
+        with pytest.raises(ConversionError, match="none were set aside; give more `data`"):
             RUNTIME.convert(Variant.parse("int8@tf_trt"), made)
 
     def of_lengths(self, tmp_path, lengths, batch_size=16):

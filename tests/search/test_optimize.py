@@ -129,8 +129,7 @@ def test_only_the_first_session_of_a_process_starts_cold(searched, conv, tmp_pat
 def test_accuracy_is_what_numpy_counts(searched, conv):
     with np.load(conv / "data.npz") as data:
         images, labels = data["x"], data["y"]
-    identity = read_lines(searched.output_dir / "ledger.jsonl")[0]["identity"]
-    assert identity["metric"] == "top1"
+    assert searched.comparison.details["metric"] == "top1"
     chosen = np.random.default_rng(0).choice(len(images), 225, replace=False)
     rest = np.setdiff1d(np.arange(len(images)), chosen)
     predicted = np.asarray(goldens.GOLDENS["conv"].build()(images[rest])).argmax(-1)

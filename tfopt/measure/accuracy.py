@@ -42,8 +42,8 @@ class Evaluation:
     Attributes:
       scores: of each output with a metric, by name (or `ALL_OUTPUTS`); empty without labels.
       lost: of each output, what each example that was compared with the reference lost; see
-        `tfopt.measure.outputs.lost`. A detector's outputs are also compared together, as
-        `DETECTIONS`. Empty for the reference itself.
+        `tfopt.measure.outputs.lost`. Booleans where an example has a single answer. A detector's
+        outputs are also compared together, as `DETECTIONS`. Empty for the reference itself.
       fidelity: of each output with numbers, by name; empty for the reference itself.
     """
 
@@ -218,8 +218,9 @@ def question(evaluation: Evaluation) -> str:
 def _lost(lost: np.ndarray) -> statistics.Interval:
     if len(lost) < 2:
         return scores.boundless(float(lost.mean()))
-    if np.isin(lost, (0, 1)).all():
-        return statistics.paired_proportion_bound(np.ones_like(lost), 1 - lost)
+    # By what was asked, not by what was seen: graded answers may all be lost by 0, too.
+    if lost.dtype == bool:
+        return statistics.paired_proportion_bound(np.ones(len(lost)), np.where(lost, 0.0, 1.0))
     return statistics.paired_mean_bound(lost)
 
 

@@ -22,7 +22,16 @@ from tfopt.measure.fidelity import (
     least_found,
     trimmed,
 )
-from tfopt.measure.outputs import Detections, Kind, Match, Output, find_detections, infer, lost
+from tfopt.measure.outputs import (
+    Detections,
+    Kind,
+    Match,
+    Output,
+    find_detections,
+    infer,
+    is_one_answer,
+    lost,
+)
 
 OUTPUTS_FILE = "outputs.json"
 SAMPLE_EXAMPLES = 64  # that the kind of an output is inferred from
@@ -128,6 +137,7 @@ class Comparer:
         self._lost: dict[str, list[np.ndarray]] = {name: [] for name in reference.outputs}
         if reference.detections is not None:
             self._lost[DETECTIONS] = []
+        self._graded: set[str] = {DETECTIONS}
         self._matches: list[Match] = []
 
     @property
@@ -138,10 +148,14 @@ class Comparer:
 
     @property
     def lost(self) -> dict[str, np.ndarray]:
-        """See the class."""
-        return {
+        """See the class; booleans where an example has a single answer."""
+        found = {
             name: np.concatenate(parts) if parts else np.zeros(0)
             for name, parts in self._lost.items()
+        }
+        return {
+            name: share if name in self._graded else share.astype(bool)
+            for name, share in found.items()
         }
 
     def fidelity(self) -> dict[str, Fidelity]:
@@ -218,6 +232,8 @@ class Comparer:
                 kept = value[fits]
                 of = np.stack([row for row, is_fit in zip(rows, fits, strict=True) if is_fit])
                 compared.add(kept, of)
+                if not is_one_answer(output, of):
+                    self._graded.add(name)
                 share[fits] = lost(output, _finite_or(kept, of, output.mask), of)
             self._lost[name].append(share)
         detections = self._reference.detections

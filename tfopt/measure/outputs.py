@@ -310,6 +310,19 @@ def _are_class_numbers(found: list[np.ndarray]) -> bool:
     return flat.dtype.kind in "iuf" and bool(flat.size and not np.mod(flat, 1).any())
 
 
+def is_one_answer(output: Output, reference: np.ndarray) -> bool:
+    """Whether an example has a single answer, right or wrong, so that `lost` is 0 or 1.
+
+    Args:
+      output: what it is.
+      reference: of the model as saved, (examples, …).
+    """
+    if output.kind in (Kind.VALUES, Kind.EMBEDDING):
+        return False
+    answers = reference.shape[1:-1] if output.kind is Kind.CLASS_SCORES else reference.shape[1:]
+    return math.prod(answers) == 1
+
+
 def lost(output: Output, value: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """How much of each example's answer is lost, 0 for nothing; see `QUESTIONS`.
 

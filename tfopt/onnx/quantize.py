@@ -18,6 +18,8 @@ from tfopt.onnx.opset import raise_opset
 FEW_EXAMPLES = 8
 """With fewer, the result says so: what they do not reach is cut off."""
 QDQ = ("QuantizeLinear", "DequantizeLinear")
+PRODUCTS = ("Clip", "Conv", "ConvTranspose", "Gemm", "MatMul", "Relu")
+"""Where the arithmetic is, and the activation functions that are fused into it."""
 
 _PER_CHANNEL = 13  # the opset that brought scales for each channel
 
@@ -33,6 +35,7 @@ def to_int8(
     per_channel: bool,
     is_symmetric: bool,
     reduce_range: bool = False,
+    only_products: bool = False,
     excluded: Collection[str] = (),
 ) -> list[str]:
     """Writes a model with pairs of quantization and dequantization.
@@ -52,6 +55,8 @@ def to_int8(
         `tfopt.onnx.symmetric`). Otherwise uint8 activations and int8 weights of all operators
         that ONNX Runtime has integer kernels for, which suits x86.
       reduce_range: whether weights have 7 bits, where 8 would saturate; not with `is_symmetric`.
+      only_products: whether everything but `PRODUCTS` stays float32. GELU and layer normalization
+        are chains of products and sums in an ONNX file, and int8 loses their small differences.
       excluded: names of nodes that are not quantized.
 
     Returns:
@@ -61,10 +66,15 @@ def to_int8(
       ConversionError: when there are no examples, or nothing can be quantized.
       InputError: when an excluded node is not there.
     """
+    import onnx
+
     examples = _Counted(batches)
     with tempfile.TemporaryDirectory() as name:
         prepared = Path(name, "prepared.onnx")
         _prepare(file, prepared, excluded)
+        if only_products:
+            nodes = onnx.load(prepared).graph.node
+            excluded = {*excluded, *(n.name for n in nodes if n.op_type not in PRODUCTS)}
         if is_symmetric:
             notes = _to_s8s8(prepared, output, examples, calibration, per_channel, excluded)
         else:

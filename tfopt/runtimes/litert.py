@@ -259,8 +259,12 @@ class LiteRT(Runtime):
             ("inputs", inputs, conversion.source.signature.inputs),
             ("outputs", outputs, conversion.source.signature.outputs),
         ):
-            if wanted == "int8" and any(spec.dtype != "float32" for spec in specs):
-                raise ConversionError(f"Only float32 {what} can become int8: {specs[0]}.")
+            others = [spec for spec in specs if spec.dtype != "float32"]
+            if wanted == "int8" and others:
+                raise ConversionError(
+                    f"Only float32 {what} can become int8, and {others[0].name} is "
+                    f"{others[0].dtype}."
+                )
 
         def configure(converter: Any) -> None:
             calibrate(converter, conversion)

@@ -304,19 +304,28 @@ class OnnxRuntime(Runtime):
         options={
             "calibration": calibrations.METHODS,
             "per_channel": (True, False),
+            "operators": ("all", "products"),
         },
         tried=(
             {},
             {"calibration": "percentile"},
             {"calibration": "entropy"},
             {"per_channel": False},
+            {"operators": "products"},
+            {"calibration": "percentile", "operators": "products"},
         ),
         kinds=("saved_model", "onnx"),
         parent="float32",
         is_calibrated=True,
     )
-    def int8(self, conversion: Conversion, calibration: str, per_channel: bool) -> None:
-        """Activations and weights in QDQ form, all supported operators.
+    def int8(
+        self, conversion: Conversion, calibration: str, per_channel: bool, operators: str
+    ) -> None:
+        """Activations and weights in QDQ form, of all supported operators or of products only.
+
+        With `operators=products` sums, normalization and activation functions stay float32, except
+        those that are fused into a product. That suits networks with GELU or layer normalization;
+        convolutional ones are faster when all of a block is int8.
 
         On CPUs uint8 activations and int8 weights, ONNX Runtime's advice for x86 with VNNI; weights
         have 7 bits where the processor lacks VNNI, since sums of 16 bits would saturate
@@ -336,6 +345,7 @@ class OnnxRuntime(Runtime):
             per_channel=per_channel,
             is_symmetric=is_symmetric,
             reduce_range=not is_symmetric and _reduce_range(conversion),
+            only_products=operators == "products",
         )
         if is_symmetric:
             model = onnx.load(file)

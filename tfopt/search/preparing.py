@@ -11,7 +11,7 @@ from typing import Any
 from tfopt import dataset as datasets
 from tfopt import finite, live, source_check
 from tfopt.dataset import Dataset
-from tfopt.dataset.streams import open_text
+from tfopt.dataset.streams import is_bounded, open_text
 from tfopt.errors import ConversionError, InputError
 from tfopt.first_examples import first_examples
 from tfopt.isolation import Worker
@@ -51,9 +51,10 @@ def prepare(
       InputError: when model and data do not go together, or with what the folder holds.
     """
     shutil.rmtree(folder / "best", ignore_errors=True)
-    progress.say("Reading the model …")
     if isinstance(data, (str, Path)):
         data = open_text(str(data))
+    is_bounded(data)  # before the model, which takes long
+    progress.say("Reading the model …")
     example = first_examples(data) if source_check.is_keras(model) else None
     source = _prepare_source(folder, model, options, converter, example)
     fixed = source.signature.batch_size
