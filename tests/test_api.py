@@ -157,3 +157,16 @@ def test_inspect_takes_live_models():
     trainable = sum(int(np.prod(w.shape)) for w in model.weights)
     assert 0.9 * trainable < found.num_parameters <= trainable
     assert found.layers[0][1] == max(count for _, count in found.layers)
+
+
+def test_calibration_examples_that_are_not_finite_are_noted(dense, tmp_path):
+    folder, examples = dense
+    examples = {"features": np.tile(examples["features"], (4, 1))}  # a tenth calibrates
+    examples["features"][np.random.default_rng(0).random(256) < 0.5, 0] = np.nan
+    notes = {
+        variant: tfopt.convert(folder / "model", variant, tmp_path / variant, examples).notes
+        for variant in ("int8@litert", "float32@litert")
+    }
+    noted = [note for note in notes["int8@litert"] if note.startswith("Calibration leaves out ")]
+    assert len(noted) == 1
+    assert not any("NaN" in note for note in notes["float32@litert"])

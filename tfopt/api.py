@@ -159,6 +159,7 @@ def convert(
             folders: dict[Variant, Path] = {}
             for step in (*steps.parents_of(variant), variant):
                 parent = runtimes.get(step.runtime).parent(step)
+                is_calibrated = runtimes.get(step.runtime).precision_of(step).is_calibrated
                 folders[step] = work / "artifacts" / step.slug
                 worker.call(
                     "tfopt.search.steps:convert",
@@ -169,6 +170,7 @@ def convert(
                     dataset,
                     batch_size,
                     engine,
+                    dataset.notes if dataset is not None and is_calibrated else (),
                 )
         folders[variant].rename(output_dir)
         return Artifact.open(output_dir)

@@ -10,7 +10,7 @@ from tfopt.compare import text
 if TYPE_CHECKING:
     from tfopt.compare.comparison import Comparison
 
-_STYLE = {True: ' style="text-align:left"', False: ""}
+_STYLE = {True: ' style="text-align:left"', False: ' style="text-align:right"'}
 
 
 def to_html(comparison: Comparison) -> str:

@@ -11,10 +11,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from tfopt import finite, runtimes
+from tfopt import runtimes
 from tfopt.artifact import Artifact, measure_files
 from tfopt.dataset import (
     Dataset,
@@ -48,6 +48,7 @@ def convert(
     data: Dataset | None,
     batch_size: int,
     engine: EngineOptions | None = None,
+    notes: Sequence[str] = (),
 ) -> Artifact:
     """Converts one variant into a folder that appears as a whole or not at all.
 
@@ -68,14 +69,12 @@ def convert(
         batch_size=size,
         calibration=calibration_batches(data, signature, size),
         num_calibration=0 if data is None else data.num_calibration,
-        notes=[] if source.origin is None else [source.origin],
+        notes=[*([] if source.origin is None else [source.origin]), *notes],
         signature=signature,
         engine=engine or EngineOptions(),
         shapes=None if data is None else lambda: batch_shapes(data, signature, size),
         count_shapes=(None if data is None else lambda: count_calibration_shapes(data, signature)),
     )
-    if conversion.calibration is not None and runtime.precision_of(variant).is_calibrated:
-        conversion.notes += finite.note(conversion.calibration())
     try:
         runtime.convert(variant, conversion)
         if (suitability := runtime.suitability(variant)) is not None:
