@@ -10,10 +10,11 @@ from typing import Any
 
 import architectures
 import numpy as np
-from architectures import Architecture
+from architectures import NUM_EXAMPLES, Architecture
 
 from tfopt import api, live, runtimes
 from tfopt import source as sources
+from tfopt.runtimes.base import Session
 from tfopt.search import steps
 from tfopt.source import Source
 from tfopt.variant import Variant
@@ -58,35 +59,45 @@ def make(architecture: Architecture, folder: pathlib.Path) -> Made:
 
     Args:
       architecture: which.
-      folder: new; gets the frozen graph, `inputs.npz` and `reference.npz`.
+      folder: new; gets the frozen graph, `inputs.npz`, and what Keras makes of them at once
+        (`reference.npz`) and of the first alone (`alone.npz`): in some networks, such as
+        KerasHub's XLNet, examples depend on the others of their batch.
     """
     import keras
 
     keras.utils.clear_session()
     example = architectures.build(architecture)
     model = example.model
-    single = len(example.inputs) == 1
-    reference = _named(
-        model.predict(next(iter(example.inputs.values())) if single else example.inputs, verbose=0)
-    )
+    reference, alone = (_predict(model, _first(example.inputs, n)) for n in (NUM_EXAMPLES, 1))
     folder.mkdir(parents=True)
     live.export(model, folder / "live")
     source = sources.prepare(
         folder / "live", folder / "source", name=str(architecture), sha256=live.hash_live(model)
     )
     inputs = example.inputs
-    if single:
+    if len(inputs) == 1:
         inputs = {source.signature.input_names[0]: next(iter(inputs.values()))}
     if len(reference) == 1:
-        reference = {source.signature.output_names[0]: next(iter(reference.values()))}
+        name = source.signature.output_names[0]
+        reference, alone = ({name: next(iter(made.values()))} for made in (reference, alone))
     np.savez(folder / "inputs.npz", **inputs)
     np.savez(folder / "reference.npz", **reference)
+    np.savez(folder / "alone.npz", **alone)
     with np.errstate(invalid="ignore"):  # NaN where all is zero
         variation = float(
             np.min([_deviation(value) / _norm(value) for value in reference.values()])
         )
     shapes = ", ".join(f"{name} {value.shape[1:]}" for name, value in inputs.items())
     return Made(source, model.count_params(), shapes, variation)
+
+
+def _predict(model: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    given = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+    return _named(model.predict(given, batch_size=NUM_EXAMPLES, verbose=0))
+
+
+def _first(inputs: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    return {name: value[:count] for name, value in inputs.items()}
 
 
 def _named(outputs: Any) -> dict[str, np.ndarray]:
@@ -128,26 +139,43 @@ def convert_and_compare(source: Source, variant: str, folder: pathlib.Path) -> D
 def compare(artifact: pathlib.Path, folder: pathlib.Path) -> Difference:
     """Runs an artifact on all examples at once and on the first alone, and compares with Keras.
 
+    One with a fixed batch size runs in batches of that size.
+
     Args:
       artifact: the folder of one.
       folder: of `make`.
     """
-    with np.load(folder / "inputs.npz") as file:
-        inputs = dict(file)
-    with np.load(folder / "reference.npz") as file:
-        reference = dict(file)
+    inputs, reference, alone = (
+        _arrays(folder / f"{name}.npz") for name in ("inputs", "reference", "alone")
+    )
     found = []
     with api.load(artifact) as session:
-        for count in (len(next(iter(inputs.values()))), 1):
-            outputs = session.run({name: value[:count] for name, value in inputs.items()})
+        for expected in (reference, alone):
+            count = len(next(iter(expected.values())))
+            outputs = _run(session, _first(inputs, count))
             if outputs.keys() != reference.keys():
                 problem = f"outputs {sorted(outputs)}, Keras has {sorted(reference)}"
                 return Difference(np.nan, np.nan, problem)
             found += [
-                _difference(name, outputs[name], value[:count], value)
-                for name, value in reference.items()
+                _difference(name, outputs[name], value, reference[name])
+                for name, value in expected.items()
             ]
     return max(found, key=lambda one: (bool(one.problem), one.max_error))
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _run(session: Session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    count = len(next(iter(inputs.values())))
+    size = session.signature.batch_size or count
+    batches = [
+        session.run({name: value[start : start + size] for name, value in inputs.items()})
+        for start in range(0, count, size)
+    ]
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _difference(

@@ -100,7 +100,10 @@ def append(path: pathlib.Path, row: Row) -> None:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """A table with a line for each network and a column for each variant."""
+    """A table with a line for each network and a column for each variant, and reasons below it.
+
+    A cell is the error, or "no" and the number of the reason.
+    """
     by_member: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_member.setdefault(row.member, {})[row.variant] = row
@@ -109,14 +112,18 @@ def markdown(rows: Iterable[Row]) -> str:
         "| Network | " + " | ".join(f"`{column}`" for column in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
+    reasons: dict[str, int] = {}
     for member, found in by_member.items():
-        cells = [_cell(found.get(column, found.get(""))) for column in columns]
+        cells = [_cell(found.get(column, found.get("")), reasons) for column in columns]
         lines.append(f"| {member} | " + " | ".join(cells) + " |")
+    if reasons:
+        lines += ["", *(f"{number}. {reason}" for reason, number in reasons.items())]
     return "\n".join(lines)
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Row | None, reasons: dict[str, int]) -> str:
     if row is None:
         return ""
-    figure = f"{float(row.max_error):.1g}" if row.max_error else ""
-    return figure if row.status == OK else f"{row.status} {figure}".strip()
+    if row.status == OK:
+        return f"{float(row.max_error):.1g}"
+    return f"no ({reasons.setdefault(row.reason, len(reasons) + 1)})"

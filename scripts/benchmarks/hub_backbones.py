@@ -29,6 +29,12 @@ _RESNET = {
     "block_type": "basic_block",
 }
 
+_DEEPER_RESNET = {
+    "stackwise_num_filters": [64, 24, 32, 48],
+    "stackwise_num_blocks": [2, 2, 2, 2],
+    "stackwise_num_strides": [1, 2, 2, 2],
+}
+
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # Images
     "CSPNetBackbone": {
@@ -41,6 +47,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "stackwise_num_filters": [16, 32, 48],
         "block_type": "dark_block",
         "stage_type": "csp",
+        "block_ratio": [0.5],  # a stage works on half of its channels
     },
     "DINOV2Backbone": {**_VISION, "position_embedding_shape": (96, 96), "use_mask_token": False},
     "DINOV3Backbone": {**_VISION, "use_mask_token": False},
@@ -143,7 +150,11 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "stackwise_pooling": [True, True, False],
     },
     # Images, on top of another backbone
-    "BASNetBackbone": {**_IMAGE, "num_classes": 1, "projection_filters": 16},
+    "BASNetBackbone": {  # its encoder fixes the number of filters, so images are small instead
+        "image_shape": (_SIZE // 2, _SIZE // 2, 3),
+        "num_classes": 3,
+        "projection_filters": 64,
+    },
     "DeepLabV3Backbone": {
         **_IMAGE,
         "low_level_feature_key": "P2",
@@ -231,13 +242,18 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "XLNetBackbone": _HEADS,
 }
 
-# The backbone, and the argument, that another one is built on.
-_ENCODERS = {
-    "BASNetBackbone": ("ResNetBackbone", "image_encoder"),
-    "DeepLabV3Backbone": ("ResNetBackbone", "image_encoder"),
-    "DepthAnythingBackbone": ("DINOV2Backbone", "image_encoder"),
-    "RetinaNetBackbone": ("ResNetBackbone", "image_encoder"),
-    "SegFormerBackbone": ("MiTBackbone", "image_encoder"),
+# The backbone that another one is built on, the argument that takes it, and what it has instead of
+# the configuration above.
+_ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "BASNetBackbone": (
+        "ResNetBackbone",
+        "image_encoder",
+        {**_DEEPER_RESNET, "image_shape": (None, None, 3)},
+    ),
+    "DeepLabV3Backbone": ("ResNetBackbone", "image_encoder", {}),
+    "DepthAnythingBackbone": ("DINOV2Backbone", "image_encoder", {}),
+    "RetinaNetBackbone": ("ResNetBackbone", "image_encoder", _DEEPER_RESNET),
+    "SegFormerBackbone": ("MiTBackbone", "image_encoder", {}),
 }
 
 
@@ -282,11 +298,11 @@ def build(name: str, random: np.random.Generator) -> tuple[Any, dict[str, np.nda
     return model, values
 
 
-def _make(name: str) -> Any:
+def _make(name: str, changes: dict[str, Any] | None = None) -> Any:
     import keras_hub
 
-    configuration = dict(CONFIGURATIONS[name])
+    configuration = {**CONFIGURATIONS[name], **(changes or {})}
     if name in _ENCODERS:
-        encoder, argument = _ENCODERS[name]
-        configuration[argument] = _make(encoder)
+        encoder, argument, changes = _ENCODERS[name]
+        configuration[argument] = _make(encoder, changes)
     return getattr(keras_hub.models, name)(**configuration)

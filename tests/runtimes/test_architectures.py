@@ -80,7 +80,7 @@ class TestCompare:
     @pytest.fixture
     def folder(self, artifact, tmp_path):
         """The inputs and outputs of Keras, where a test may change them."""
-        for name in ("inputs.npz", "reference.npz"):
+        for name in ("inputs.npz", "reference.npz", "alone.npz"):
             (tmp_path / name).write_bytes((artifact[1] / name).read_bytes())
         return tmp_path
 
@@ -154,15 +154,21 @@ class TestRows:
         assert header == [field.name for field in dataclasses.fields(architecture_rows.Row)]
 
     def test_table_has_a_line_for_each_network(self):
-        broken = architectures.Architecture("suite", "other", "Broken")
+        broken = architectures.Architecture("suite", "broken", "Broken")
+        other = architectures.Architecture("suite", "other", "Other")
         rows = [
             self.row(1.23e-5),
             architecture_rows.failed(self.ONE, "float32@openvino", "Because."),
             architecture_rows.failed(broken, "", "It cannot be made."),
+            architecture_rows.failed(other, "float32@openvino", "Because."),
         ]
         assert architecture_rows.markdown(rows).splitlines() == [
             "| Network | `float32@litert` | `float32@openvino` |",
             "|---|---|---|",
-            "| Member | 1e-05 | failed |",
-            "| Broken | failed | failed |",
+            "| Member | 1e-05 | no (1) |",
+            "| Broken | no (2) | no (2) |",
+            "| Other |  | no (1) |",
+            "",
+            "1. Because.",
+            "2. It cannot be made.",
         ]

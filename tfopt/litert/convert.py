@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfopt import saved_model
 from tfopt.errors import MAX_REASON, ConversionError, first_line
 from tfopt.graph import SIGNATURE_KEY
-from tfopt.litert import pooling
+from tfopt.litert.rewrites import REWRITES, rewrite
 
 if TYPE_CHECKING:
     from tfopt.runtimes.base import Arrays, Conversion
@@ -61,23 +61,29 @@ def convert(conversion: Conversion, configure: Callable[[Any], None]) -> bytes:
     """
     fixed = conversion.signature.with_batch_size(conversion.batch_size)
     folder, graph = conversion.source.frozen_folder, None
-    if saved_model.count_ops(folder).keys() & set(pooling.OPS):
-        folder, graph = conversion.folder / "split", pooling.split(conversion.source.frozen_graph())
-        graph.save(folder)
+    if saved_model.count_ops(folder).keys() & REWRITES.keys():
+        frozen = conversion.source.frozen_graph()
+        graph = rewrite(frozen)
+        if graph is not frozen:
+            folder = conversion.folder / "rewritten"
+            graph.save(folder)
     try:
         content = _run_converter(folder, configure)
-    except ConversionError:
+    except ConversionError as error:
         if fixed == conversion.signature:
             raise
         graph = graph or conversion.source.frozen_graph()
-        graph.with_batch_size(conversion.batch_size).save(conversion.folder / "fixed")
+        try:
+            graph.with_batch_size(conversion.batch_size).save(conversion.folder / "fixed")
+        except ValueError as no_such_size:  # the model does not take batches of this size
+            raise error from no_such_size
         content = _run_converter(conversion.folder / "fixed", configure)
         conversion.signature = fixed
         conversion.notes.append(
             f"The batch size is fixed at {conversion.batch_size}: LiteRT cannot convert this model "
             "with a free one."
         )
-    for made in ("split", "fixed"):
+    for made in ("rewritten", "fixed"):
         shutil.rmtree(conversion.folder / made, ignore_errors=True)
     conversion.signature = dataclasses.replace(conversion.signature, key=SIGNATURE_KEY)
     return content

@@ -301,8 +301,12 @@ class Session(abc.ABC):
     ) -> None:
         self.close()
 
-    def check_inputs(self, inputs: Arrays, error: BaseException) -> None:
-        """Called when the runtime failed: was it for the inputs?
+    def check_inputs(self, inputs: Arrays, error: BaseException | None = None) -> None:
+        """Whether the inputs fit: called when the runtime failed, or would not notice.
+
+        Args:
+          inputs: as `run` got them.
+          error: of the runtime.
 
         Raises:
           InputError: when names, shapes or dtypes do not fit the signature.

@@ -57,12 +57,16 @@ class LiteRTSession(Session):
         try:
             shapes = [inputs[port.name].shape for port in self._inputs]
             if shapes != self._shapes:
+                # LiteRT resizes fixed inputs, too, and computes on with the sizes inside.
+                self.check_inputs(inputs)
                 for port, shape in zip(self._inputs, shapes, strict=True):
                     interpreter.resize_tensor_input(port.index, shape)
                 interpreter.allocate_tensors()
                 self._shapes = shapes
             for port in self._inputs:
                 interpreter.set_tensor(port.index, port.quantize(inputs[port.name]))
+        except InputError:
+            raise
         except Exception as error:
             self._shapes = []  # so that the next call allocates anew
             self.check_inputs(inputs, error)
