@@ -317,6 +317,20 @@ class TestBoth:
         assert scales["percentile"] < scales["minmax"]
         assert scales["entropy"] < scales["minmax"]
 
+    @pytest.mark.parametrize("is_symmetric", [True, False])
+    def test_entropy_keeps_the_range_of_few_values(self, to_int8, is_symmetric):
+        x = np.random.default_rng(0).standard_t(2, size=(8, 3, 6, 6)).astype(np.float32)
+        scales = [
+            models.arrays(
+                to_int8(
+                    models.conv_relu_gemm(), models.batches(8, x),
+                    calibration=calibration, is_symmetric=is_symmetric,
+                )
+            )["x_scale"]
+            for calibration in ("minmax", "entropy")
+        ]  # fmt: skip
+        assert scales[1] == pytest.approx(scales[0], rel=1e-3)
+
     def test_asymmetric_activations_are_uint8(self, to_int8):
         """With weights of 7 bits, whose sums are right on every processor."""
         found = to_int8(models.conv_relu_gemm(), is_symmetric=False, reduce_range=True)

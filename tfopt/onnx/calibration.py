@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tfopt.finite import usable
 METHODS = ("minmax", "percentile", "entropy")
 
 _ENTROPY_BINS = 512  # ONNX Runtime's 128 leave only the whole range to choose
+_MIN_VALUES = 8 * _ENTROPY_BINS  # of a tensor; fewer do not show how they are distributed
 _CHUNK = 16  # batches whose activations the histogram calibrators hold at a time
 _GROWTH = 8.0  # how much wider a range may become before its histogram is made anew
 _SMALLEST = 1e-30  # below it, float32 cannot tell the edges of bins apart
@@ -58,7 +59,7 @@ def ranges(
         calibrate_method=onnxruntime_method(method),
         extra_options=options,
     )
-    collector = None
+    collector: Any = None
     if method != "minmax":
         collector = calibrator.collector = _collector(calibrator)
     batches = usable(batches, _runner(file))
@@ -73,10 +74,23 @@ def ranges(
             "outputs; give more `data`."
         )
     found = calibrator.compute_data()
+    if method == "entropy":
+        _widen_sparse(found, collector.histogram_dict, is_symmetric)
     not_finite = {
         name for name, item in found.data.items() if not np.isfinite(item.range_value).all()
     }
     return found, not_finite | (set() if collector is None else collector.not_finite)
+
+
+def _widen_sparse(found: Any, histograms: Mapping[str, Any], is_symmetric: bool) -> None:
+    """Gives tensors of few values their whole range, which entropy would cut at random."""
+    for name, item in found.data.items():
+        hist, _, low, high, *_ = histograms[name]
+        if hist.sum() < _MIN_VALUES:
+            if is_symmetric:
+                high = max(-low, high)
+                low = -high
+            item.lowest, item.highest = np.array(low, np.float32), np.array(high, np.float32)
 
 
 def _runner(file: Path) -> Callable[[Arrays], list[np.ndarray]]:
