@@ -16,11 +16,12 @@ import tfopt
 from tests import goldens
 from tfopt import dataset, isolation
 from tfopt.artifact import Artifact
-from tfopt.compare.comparison import COLUMNS
+from tfopt.compare.comparison import COLUMNS, Comparison
 from tfopt.errors import ConversionError
 from tfopt.isolation import Worker
 from tfopt.measure import latency
 from tfopt.search.ledger import read_lines
+from tfopt.search.optimize import Result
 
 VARIANTS = ("float32@litert", "int8@litert", "dynamic_range@onnxruntime")
 OF_ONNX = ("dynamic_range@onnxruntime", "int8@onnxruntime", "int8(calibration=entropy)@onnxruntime")
@@ -441,3 +442,10 @@ def test_tf_function_and_tf_keras_models_are_sources(tmp_path):
     with tfopt.load(artifact.folder) as session:
         outputs = session.run({"image": images})
     np.testing.assert_allclose(outputs["probabilities"], np.asarray(model(images)), atol=1e-5)
+
+
+def test_notebooks_show_the_report_as_the_folder_was_given(tmp_path, monkeypatch):
+    result = Result(tmp_path / "out", None, Comparison(()))
+    assert f"<code>{tmp_path / 'out' / 'report.html'}</code>" in result._repr_html_()
+    monkeypatch.chdir(tmp_path)
+    assert "<code>out/report.html</code>" in result._repr_html_()

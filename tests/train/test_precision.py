@@ -108,7 +108,7 @@ class TestSetPrecision:
         flatten = keras.tree.flatten
         for found, wanted in zip(flatten(outputs), flatten(expected), strict=True):
             wanted = np.asarray(wanted)
-            assert found.dtype == "float32"
+            assert found.dtype == ("float64" if wanted.dtype == "float64" else "float32")
             np.testing.assert_allclose(
                 found, wanted, atol=0.05 * max(1, np.abs(wanted).max()), rtol=0
             )

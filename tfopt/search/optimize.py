@@ -65,8 +65,11 @@ class Result:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        report = html.escape(str(self.output_dir / "report.html"))
-        return f"{self.comparison._repr_html_()}\n<p>The report is <code>{report}</code>.</p>"
+        report = self.output_dir / "report.html"
+        if report.is_relative_to(Path.cwd()):
+            report = report.relative_to(Path.cwd())
+        link = html.escape(str(report))
+        return f"{self.comparison._repr_html_()}\n<p>The report is <code>{link}</code>.</p>"
 
     def __repr__(self) -> str:
         return f"<Result in {self.output_dir}: {self.summary}>"
