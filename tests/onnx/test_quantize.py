@@ -512,7 +512,10 @@ class TestBiases:
                 node("Flatten", ["x"], ["flat"]),
                 node("Gemm", ["flat", "g", "c"], ["y"], transB=1),
             ],
-            {"g": models.random(5, 108, seed=2), "c": models.random(*shape, seed=3) + np.float32(3)},
+            {
+                "g": models.random(5, 108, seed=2),
+                "c": models.random(*shape, seed=3) + np.float32(3),
+            },
             [32, 3, 6, 6],
             [32, 5],
             17,
