@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfopt.errors import ConversionError
-from tfopt.finite import usable
 
 METHODS = ("minmax", "percentile", "entropy")
 
@@ -62,7 +60,6 @@ def ranges(
     collector: Any = None
     if method != "minmax":
         collector = calibrator.collector = _collector(calibrator)
-    batches = usable(batches, _runner(file))
     is_empty = True
     # The histogram calibrators hold all activations of all batches that one call reads.
     while chunk := list(itertools.islice(batches, _CHUNK)):
@@ -70,8 +67,7 @@ def ranges(
         is_empty = False
     if is_empty:
         raise ConversionError(
-            "int8 is calibrated on real examples and there are none with finite inputs or "
-            "outputs; give more `data`."
+            "int8 is calibrated on real examples and there are none; give more `data`."
         )
     found = calibrator.compute_data()
     if method == "entropy":
@@ -91,18 +87,6 @@ def _widen_sparse(found: Any, histograms: Mapping[str, Any], is_symmetric: bool)
                 high = max(-low, high)
                 low = -high
             item.lowest, item.highest = np.array(low, np.float32), np.array(high, np.float32)
-
-
-def _runner(file: Path) -> Callable[[Arrays], list[np.ndarray]]:
-    """Runs a model; it is opened when that is first asked for."""
-
-    @functools.cache
-    def session() -> Any:
-        import onnxruntime
-
-        return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-
-    return lambda batch: session().run(None, batch)
 
 
 def onnxruntime_method(method: str) -> Any:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from tfopt import finite
 from tfopt.artifact import Artifact
 from tfopt.errors import ConversionError, InputError
 from tfopt.graph import SIGNATURE_KEY
@@ -67,14 +66,11 @@ class Conversion:
     count_shapes: Callable[[], Counter[tuple[tuple[int, ...], ...]]] | None = None
     needs: list[str] = dataclasses.field(default_factory=list)
 
-    def calibration_batches(
-        self, at_least: int = 1, *, only_finite: bool = True
-    ) -> Iterator[Arrays]:
+    def calibration_batches(self, at_least: int = 1) -> Iterator[Arrays]:
         """Real examples to calibrate with.
 
         Args:
           at_least: examples without which a calibration would be chance.
-          only_finite: whether examples with NaN or infinite inputs are left out.
 
         Raises:
           ConversionError: when there are none, or fewer.
@@ -89,19 +85,7 @@ class Conversion:
                 f"It is calibrated on {self.num_calibration} examples and needs at least "
                 f"{at_least}; give more `data`, or raise `num_calibration`."
             )
-        return self._finite(self.calibration()) if only_finite else self.calibration()
-
-    @staticmethod
-    def _finite(batches: Iterator[Arrays]) -> Iterator[Arrays]:
-        is_empty = True
-        for batch in finite.usable(batches):
-            is_empty = False
-            yield batch
-        if is_empty:
-            raise ConversionError(
-                "It is calibrated on examples, and all of them hold NaN or infinity; give some "
-                "that are finite."
-            )
+        return self.calibration()
 
 
 @dataclasses.dataclass(frozen=True)

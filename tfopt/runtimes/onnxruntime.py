@@ -340,7 +340,7 @@ class OnnxRuntime(Runtime):
         conversion.notes += quantize.to_int8(
             _parent_file(conversion),
             file,
-            conversion.calibration_batches(only_finite=False),
+            conversion.calibration_batches(),
             calibration=calibration,
             per_channel=per_channel,
             is_symmetric=is_symmetric,

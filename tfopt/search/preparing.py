@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfopt import dataset as datasets
-from tfopt import finite, live, source_check
+from tfopt import live, source_check
 from tfopt.dataset import Dataset
 from tfopt.dataset.streams import is_bounded, open_text
 from tfopt.errors import ConversionError, InputError
@@ -83,9 +83,7 @@ def prepare(
     except ConversionError as error:
         raise InputError(f"The model cannot be run on this data: {error}") from error
     source = dataclasses.replace(source, notes=(*source.notes, *found))
-    batches = datasets.calibration_batches(dataset, source.signature, options.batch_size)
-    not_finite = [] if batches is None else finite.note(batches())
-    for note in (*source.notes, *dataset.notes, *not_finite):
+    for note in (*source.notes, *dataset.notes):
         progress.say(f"Note: {note}")
     scored = choosing.scored_outputs(
         options.metric, options.output_name, source.signature.output_names, _labelled(dataset)

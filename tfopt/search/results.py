@@ -303,7 +303,7 @@ def _summarize(rows: Sequence[dict[str, Any]], details: dict[str, Any], budget: 
         parts.append(details["students"][student])
     others = [name for name in details["finalists"] if name != chosen["variant"]]
     if others:
-        how = "It won a final run" if is_faster else "It was timed in a final run"
+        how = "It was the fastest in a final run" if is_faster else "It was timed in a final run"
         parts.append(f"{how} side by side with {', '.join(others)}.")
     if chosen is not as_saved and not is_faster:
         speedup = chosen["speedup"] / as_saved["speedup"]
