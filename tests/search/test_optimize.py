@@ -282,7 +282,7 @@ def test_too_few_examples_say_how_many_more_are_needed(conv, onnx_file, tmp_path
     )  # fmt: skip
     row = result.table.set_index("variant").loc["float32@openvino"]
     assert row.status == "over_budget"
-    assert "more examples would tell" in row.reason
+    assert "more examples would show" in row.reason
     # Without a discordant pair Tango's bound is z² / (n + z²) on the 45 evaluation examples.
     assert row.accuracy_drop_high == pytest.approx(1.6449**2 / (45 + 1.6449**2), rel=1e-3)
     assert str(result.best.variant) == "float32@onnxruntime", (

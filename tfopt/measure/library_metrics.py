@@ -20,7 +20,7 @@ from tfopt.measure.metric_names import spell
 from tfopt.measure.metrics import Metric
 
 FORMS = ("scores", "argmax", "threshold")
-# By scikit-learn's convention, names say which way is better.
+# By scikit-learn's convention, the name gives the direction.
 SKLEARN_ERRORS = ("_error", "_loss", "_deviance")
 SKLEARN_ENDINGS = ("_score", "_corrcoef", *SKLEARN_ERRORS)
 SKLEARN_SHARES = ("hamming_loss", "zero_one_loss")  # errors of 0 to 1

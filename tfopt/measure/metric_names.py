@@ -39,7 +39,7 @@ def find_metric(name: str) -> Metric:
 
     A function gets the outputs (an array, or a dict when the model has several) and the labels; it
     returns one number an example, or one number for the whole set. Its attribute
-    `higher_is_better` (default True) says which way is better.
+    `higher_is_better` (default True) gives the direction.
 
     Raises:
       InputError: when there is none; lists the valid names.

@@ -1,7 +1,7 @@
 """The metric of one output: gathered batch by batch, and compared with the model as saved.
 
 Scores are stored example by example, so that a variant is compared with the baseline pair by pair
-(`drop`), which tells far smaller differences than two separate means.
+(`drop`), which detects far smaller differences than two separate means.
 """
 
 from __future__ import annotations
@@ -319,12 +319,12 @@ def drop(baseline: Scores, candidate: Scores) -> statistics.Interval:
 
 
 def boundless(lost: float) -> statistics.Interval:
-    """One example tells nothing about others: whatever was seen, it could be anything."""
+    """One example shows nothing about others: whatever was seen, it could be anything."""
     return statistics.Interval(lost, -math.inf, math.inf)
 
 
 def answers(scores: Scores) -> np.ndarray | None:
-    """Right or wrong for each example, or None when the metric says something else."""
+    """Right or wrong for each example, or None where the metric is another figure."""
     found = scores.scores
     if scores.level != "example" or not scores.higher_is_better or not len(found):
         return None

@@ -102,7 +102,7 @@ class Budget:
         shares, count = drop.shares, drop.num_examples
         if not math.isfinite(shares.high):
             what = f"the rise of {drop.metric}" if drop.is_error else "the accuracy drop"
-            return f"{count} examples cannot tell {what}; give more."
+            return f"{count} examples are too few to show {what}; give more."
         if drop.is_error:
             start = (
                 f"{drop.metric} rises by {shares.estimate:.2%} of {_scale(drop)} but could rise by "
@@ -119,7 +119,7 @@ class Budget:
         if needed is None:
             return f"{start}, which is not inside {allowed}."
         more = max(1, needed - count)
-        return f"{start}; about {more} more examples would tell whether it is inside {allowed}."
+        return f"{start}; about {more} more examples would show whether it is inside {allowed}."
 
 
 def _exceeding(drop: Drop, limit: float) -> str:
