@@ -117,7 +117,7 @@ def run(values: flags.FlagValues) -> int:
         distill_batch_size=values.distill_batch_size,
         **_flags.source_options(values),
     )
-    print(result.comparison.to_text())
+    print(_flags.as_flags(result.comparison.to_text(), values))
     print(f"\n{result.summary}")
     if result.best is None:
         return 1
